@@ -1,0 +1,109 @@
+//! The `flows` map: one entry for each direction of each proxied connection.
+//!
+//! A connection stands here twice: once as its packets come from the client, once as they come from the
+//! server. Each entry is keyed by the packet that it counts, so that the program finds it with one lookup
+//! whatever address and port the proxy used towards the server, and two directions on two CPUs never write
+//! to the same cache line. The two share [`Flow::connection`].
+
+use crate::{
+    abi::{Address, Family, Protocol},
+    assert_size,
+};
+
+/// The tuple of a packet at ingress.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    /// Source address.
+    pub src: Address,
+    /// Destination address.
+    pub dst: Address,
+    /// Source port, host order.
+    pub src_port: u16,
+    /// Destination port, host order.
+    pub dst_port: u16,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Family of both addresses.
+    pub family: Family,
+    /// Zero.
+    pub _pad: u16,
+}
+assert_size!(FlowKey, 40);
+
+impl FlowKey {
+    /// A TCP tuple.
+    #[inline(always)]
+    #[must_use]
+    pub const fn tcp(family: Family, src: Address, src_port: u16, dst: Address, dst_port: u16) -> Self {
+        Self { src, dst, src_port, dst_port, protocol: Protocol::Tcp, family, _pad: 0 }
+    }
+
+    /// A hash that every program computes alike, whichever CPU or hook it runs on.
+    ///
+    /// It chooses the listener. A SYN, the ACK of its SYN cookie and the socket lookup after TIME_WAIT must
+    /// agree on it, which the packet hash of the network card does not promise.
+    #[inline(always)]
+    #[must_use]
+    pub fn hash(&self) -> u32 {
+        let mut h = u64::from(self.src_port) << 16 | u64::from(self.dst_port);
+        let mut i = 0;
+        while i < 16 {
+            h = (h ^ read_u64(&self.src.bytes, i)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            h = (h ^ (h >> 29) ^ read_u64(&self.dst.bytes, i)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            i += 8;
+        }
+        (h >> 32) as u32
+    }
+}
+
+#[inline(always)]
+fn read_u64(b: &[u8; 16], at: usize) -> u64 {
+    u64::from_ne_bytes([b[at], b[at + 1], b[at + 2], b[at + 3], b[at + 4], b[at + 5], b[at + 6], b[at + 7]])
+}
+
+/// From which end the packets of an entry come.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// Client to server.
+    FromClient = 0,
+    /// Server to client.
+    FromServer = 1,
+}
+
+/// Who forwards the connection.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FlowState {
+    /// The proxy copies or splices bytes between its two sockets.
+    Relayed = 1,
+}
+
+/// The value of the `flows` map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// Packets seen; segments that the NIC or GRO merged count once.
+    pub packets: u64,
+    /// Bytes seen, from the IP header on.
+    pub bytes: u64,
+    /// When the last packet came: nanoseconds of CLOCK_MONOTONIC, coarse.
+    pub last_seen_ns: u64,
+    /// When the entry was made: nanoseconds of CLOCK_MONOTONIC.
+    pub opened_ns: u64,
+    /// Number of the connection, the same in both entries, never used twice by one process: whoever acts on
+    /// an entry compares it, because the tuple alone may already belong to a successor.
+    pub connection: u64,
+    /// Which direction this is.
+    pub side: Side,
+    /// Who forwards.
+    pub state: FlowState,
+}
+assert_size!(Flow, 48);
+
+/// Capacity of the `flows` map: two entries for each of 262,144 connections.
+///
+/// When it is full, a connection works all the same: its packets are found by their socket, at the price of
+/// a socket lookup each, and are not counted.
+pub const MAX_FLOWS: usize = 1 << 19;

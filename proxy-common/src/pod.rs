@@ -1,0 +1,21 @@
+//! Leave for aya to copy the shared types in and out of maps.
+
+use aya::Pod;
+
+use crate::{
+    abi::{LocalAddress, Settings},
+    flow::{Flow, FlowKey},
+    policy::{PortRule, Service},
+    verdict::Counters,
+};
+
+macro_rules! pod {
+    ($($t:ty),+ $(,)?) => {$(
+        // SAFETY: `repr(C)`, `Copy` and without unnamed padding, which the size assertions beside each type
+        // keep true. Its enums are only ever written by this build: the loader makes the maps anew and
+        // refuses pinned ones of another layout.
+        unsafe impl Pod for $t {}
+    )+};
+}
+
+pod!(LocalAddress, Settings, Flow, FlowKey, PortRule, Service, Counters);

@@ -1,0 +1,84 @@
+//! The stack's search for a listener.
+//!
+//! tc gives new connections to a listener itself. Where it only marks (a SYN on TIME_WAIT, the answer to a
+//! SYN cookie) the stack comes here, because no listener is bound to a foreign address.
+
+use aya_ebpf::programs::SkLookupContext;
+use sheer_common::{
+    abi::{Address, Family},
+    flow::FlowKey,
+    policy::Action,
+    verdict::{HelperFailure, Verdict},
+};
+
+use crate::{policy, stats};
+
+/// Let the search go on, with the listener that was assigned if there is one (`SK_PASS`).
+const SK_PASS: u32 = 1;
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
+const IPPROTO_TCP: u32 = 6;
+
+/// Assigns our listener where a service takes the connection; otherwise the search goes on without us.
+#[inline(always)]
+pub fn listener(ctx: &SkLookupContext) -> u32 {
+    if let Some(verdict) = assign(ctx) {
+        stats::verdict(verdict);
+    }
+    SK_PASS
+}
+
+#[inline(always)]
+fn assign(ctx: &SkLookupContext) -> Option<Verdict> {
+    let key = key(ctx)?;
+    // Packets for this host's own services come through here too: they must stay theirs.
+    if policy::is_own(&key) || policy::service(&key)?.action != Action::Proxy {
+        return None;
+    }
+    let listener = policy::listener(policy::current()?, &key)?;
+    if listener.take_lookup(ctx).is_err() {
+        stats::failure(HelperFailure::LookupAssign);
+        return None;
+    }
+    Some(Verdict::LookupListener)
+}
+
+/// The tuple, from the peer to us; nothing where the protocol is not TCP.
+#[inline(always)]
+fn key(ctx: &SkLookupContext) -> Option<FlowKey> {
+    let c = ctx.lookup;
+    // SAFETY: `lookup` is the context of the program; each access is one load at a constant offset.
+    unsafe {
+        if (*c).protocol != IPPROTO_TCP {
+            return None;
+        }
+        // A 16-bit field in network order behind a 32-bit window (include/uapi/linux/bpf.h); the local port
+        // alone is in host order.
+        let remote_port = u16::from_be((*c).remote_port);
+        let local_port = (*c).local_port as u16;
+        match (*c).family {
+            AF_INET => {
+                let src = Address::v4((*c).remote_ip4.to_ne_bytes());
+                let dst = Address::v4((*c).local_ip4.to_ne_bytes());
+                Some(FlowKey::tcp(Family::V4, src, remote_port, dst, local_port))
+            }
+            AF_INET6 => {
+                let r = &raw const (*c).remote_ip6;
+                let l = &raw const (*c).local_ip6;
+                let src = v6([(*r)[0], (*r)[1], (*r)[2], (*r)[3]]);
+                let dst = v6([(*l)[0], (*l)[1], (*l)[2], (*l)[3]]);
+                Some(FlowKey::tcp(Family::V6, src, remote_port, dst, local_port))
+            }
+            _ => None,
+        }
+    }
+}
+
+#[inline(always)]
+fn v6(words: [u32; 4]) -> Address {
+    let mut bytes = [0; 16];
+    for (chunk, word) in bytes.chunks_exact_mut(4).zip(words) {
+        chunk.copy_from_slice(&word.to_ne_bytes());
+    }
+    Address::v6(bytes)
+}

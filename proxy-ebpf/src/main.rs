@@ -1,0 +1,49 @@
+//! Entry points of the kernel programs. What they do is in [`steer`] and [`lookup`].
+
+#![no_std]
+#![no_main]
+// The names of maps and programs are part of the interface: they are what bpftool shows.
+#![allow(non_upper_case_globals)]
+
+mod kernel;
+mod lookup;
+mod maps;
+mod policy;
+mod stats;
+mod steer;
+
+use aya_ebpf::{
+    macros::{classifier, sk_lookup},
+    programs::{SkLookupContext, TcContext},
+};
+use sheer_ebpf::parse::Layer;
+
+/// At tc ingress of devices whose frames begin with an Ethernet header.
+#[classifier]
+pub fn sheer_ether(ctx: TcContext) -> i32 {
+    steer::ingress(&ctx, Layer::Ethernet)
+}
+
+/// At tc ingress of devices whose frames begin with the IP header.
+#[classifier]
+pub fn sheer_ip(ctx: TcContext) -> i32 {
+    steer::ingress(&ctx, Layer::Ip)
+}
+
+/// When the stack looks for a listener: for steered packets, and for all others of this network namespace.
+#[sk_lookup]
+pub fn sheer_lookup(ctx: SkLookupContext) -> u32 {
+    lookup::listener(&ctx)
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier refuses a program that can get here.
+    loop {}
+}
+
+// bpf_sk_assign and the socket lookups are for programs under a licence that is compatible with the GPL.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

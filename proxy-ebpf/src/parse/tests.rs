@@ -1,0 +1,197 @@
+use std::{vec, vec::Vec};
+
+use sheer_common::abi::Address;
+
+use super::{NotASegment::*, *};
+
+struct Bytes(Vec<u8>);
+
+impl Packet for Bytes {
+    fn head<const N: usize>(&self, offset: usize) -> Option<&[u8; N]> {
+        self.0.get(offset..)?.first_chunk()
+    }
+
+    fn copy<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        self.0.get(offset as usize..)?.first_chunk().copied()
+    }
+}
+
+/// The same bytes with none in the linear part, as some drivers hand them over.
+struct NonLinear(Vec<u8>);
+
+impl Packet for NonLinear {
+    fn head<const N: usize>(&self, _: usize) -> Option<&[u8; N]> {
+        None
+    }
+
+    fn copy<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        self.0.get(offset as usize..)?.first_chunk().copied()
+    }
+}
+
+fn tcp_header(flags: u8) -> Vec<u8> {
+    let mut h = vec![0; 20];
+    h[..4].copy_from_slice(&[0x9c, 0x40, 0x01, 0xbb]);
+    h[12] = 0x50;
+    h[13] = flags;
+    h
+}
+
+fn ipv4(options: usize, body: &[u8]) -> Vec<u8> {
+    let mut h = vec![0; 20];
+    h[0] = 0x45 + (options / 4) as u8;
+    h[2..4].copy_from_slice(&((20 + options + body.len()) as u16).to_be_bytes());
+    h[9] = 6;
+    h[12..20].copy_from_slice(&[10, 1, 2, 3, 192, 0, 2, 9]);
+    h.resize(20 + options, 1);
+    h.extend(body);
+    h
+}
+
+fn ipv6(next: u8, body: &[u8]) -> Vec<u8> {
+    let mut h = vec![0; 40];
+    h[0] = 0x60;
+    h[4..6].copy_from_slice(&(body.len() as u16).to_be_bytes());
+    h[6] = next;
+    h[8] = 0x20;
+    h[23] = 1;
+    h[24] = 0x20;
+    h[39] = 2;
+    h.extend(body);
+    h
+}
+
+fn ethernet(tags: &[u16], ethertype: u16, body: &[u8]) -> Vec<u8> {
+    let mut h = vec![0; 12];
+    for tag in tags {
+        h.extend(tag.to_be_bytes());
+        h.extend([0, 7]);
+    }
+    h.extend(ethertype.to_be_bytes());
+    h.extend(body);
+    h
+}
+
+fn read<P: Packet>(packet: &P, layer: Layer) -> Result<Segment, NotASegment> {
+    let mut segment = Segment::EMPTY;
+    parse(packet, layer, &mut segment).map(|()| segment)
+}
+
+#[track_caller]
+fn both(frame: &[u8], layer: Layer) -> Result<Segment, NotASegment> {
+    let linear = read(&Bytes(frame.to_vec()), layer);
+    let walked = read(&NonLinear(frame.to_vec()), layer);
+    assert_eq!(linear, walked, "direct access and the walk must read alike");
+    linear
+}
+
+#[track_caller]
+fn assert_v4(segment: Segment, ip: u32, tcp: u32) {
+    assert_eq!(segment.key.src, Address::v4([10, 1, 2, 3]));
+    assert_eq!(segment.key.dst, Address::v4([192, 0, 2, 9]));
+    assert_eq!((segment.key.src_port, segment.key.dst_port), (40000, 443));
+    assert_eq!((segment.ip_offset, segment.tcp_offset), (ip, tcp));
+}
+
+#[test]
+fn plain_frames_of_both_families_and_layers() {
+    let v4 = ipv4(0, &tcp_header(flags::SYN));
+    let s = both(&ethernet(&[], 0x0800, &v4), Layer::Ethernet).unwrap();
+    assert_v4(s, 14, 34);
+    assert!(s.opens() && !s.may_answer_cookie());
+    assert_v4(both(&v4, Layer::Ip).unwrap(), 0, 20);
+
+    let v6 = ipv6(6, &tcp_header(flags::ACK));
+    let s = both(&ethernet(&[], 0x86dd, &v6), Layer::Ethernet).unwrap();
+    assert_eq!((s.ip_offset, s.tcp_offset, s.key.family), (14, 54, Family::V6));
+    assert_eq!((s.key.src.bytes[0], s.key.src.bytes[15], s.key.dst.bytes[15]), (0x20, 1, 2));
+    assert!(!s.opens() && s.may_answer_cookie());
+    assert_eq!(both(&v6, Layer::Ip).unwrap().tcp_offset, 40);
+}
+
+#[test]
+fn one_and_two_vlan_tags_are_followed_and_three_are_not() {
+    let v4 = ipv4(0, &tcp_header(flags::SYN));
+    assert_v4(both(&ethernet(&[0x8100], 0x0800, &v4), Layer::Ethernet).unwrap(), 18, 38);
+    assert_v4(both(&ethernet(&[0x88a8, 0x8100], 0x0800, &v4), Layer::Ethernet).unwrap(), 22, 42);
+    assert_eq!(both(&ethernet(&[0x88a8, 0x8100, 0x8100], 0x0800, &v4), Layer::Ethernet), Err(NotIp));
+}
+
+#[test]
+fn ipv4_options_are_skipped() {
+    let v4 = ipv4(40, &tcp_header(flags::SYN));
+    assert_v4(both(&ethernet(&[], 0x0800, &v4), Layer::Ethernet).unwrap(), 14, 74);
+}
+
+#[test]
+fn ipv6_extension_headers_are_skipped() {
+    let mut body = vec![43, 1];
+    body.resize(16, 0); // hop-by-hop, 16 bytes
+    body.extend([51, 0, 0, 0, 0, 0, 0, 0]); // routing, 8 bytes
+    body.extend([60, 4]);
+    body.resize(16 + 8 + 24, 0); // authentication, 24 bytes
+    body.extend([6, 0, 0, 0, 0, 0, 0, 0]); // destination options, 8 bytes
+    body.extend(tcp_header(flags::SYN));
+    let s = both(&ethernet(&[], 0x86dd, &ipv6(0, &body)), Layer::Ethernet).unwrap();
+    assert_eq!(s.tcp_offset, 14 + 40 + 56);
+    assert!(s.opens());
+}
+
+#[test]
+fn an_endless_chain_of_extension_headers_ends() {
+    let body: Vec<u8> = [60, 0, 0, 0, 0, 0, 0, 0].repeat(20);
+    assert_eq!(both(&ipv6(60, &body), Layer::Ip), Err(NotTcp));
+}
+
+#[test]
+fn fragments_are_told_apart_in_both_families() {
+    let mut first = ipv4(0, &tcp_header(flags::SYN));
+    first[6] = 0x20;
+    let mut later = ipv4(0, &tcp_header(flags::SYN));
+    later[7] = 3;
+    let mut dont = ipv4(0, &tcp_header(flags::SYN));
+    dont[6] = 0x40;
+    assert_eq!(both(&first, Layer::Ip), Err(Fragment));
+    assert_eq!(both(&later, Layer::Ip), Err(Fragment));
+    assert!(both(&dont, Layer::Ip).is_ok());
+    assert_eq!(both(&ipv6(44, &[6, 0, 0, 1, 0, 0, 0, 0]), Layer::Ip), Err(Fragment));
+}
+
+#[test]
+fn what_is_not_tcp_or_not_ip_is_named() {
+    let mut udp = ipv4(0, &[0; 20]);
+    udp[9] = 17;
+    assert_eq!(both(&udp, Layer::Ip), Err(NotTcp));
+    assert_eq!(both(&ipv6(17, &[0; 20]), Layer::Ip), Err(NotTcp));
+    assert_eq!(both(&ethernet(&[], 0x0806, &[0; 28]), Layer::Ethernet), Err(NotIp));
+    assert_eq!(both(&[0x50, 0, 0], Layer::Ip), Err(NotIp));
+}
+
+#[test]
+fn every_cut_of_every_frame_is_malformed_and_never_a_segment() {
+    let tagged = ethernet(&[0x8100], 0x0800, &ipv4(8, &tcp_header(flags::SYN)));
+    let v6 =
+        ethernet(&[], 0x86dd, &ipv6(0, &[&[6u8, 0, 0, 0, 0, 0, 0, 0][..], &tcp_header(flags::SYN)].concat()));
+    for (frame, enough) in [(&tagged, 14 + 4 + 28 + 14), (&v6, 14 + 40 + 8 + 14)] {
+        for len in 0..enough {
+            assert_eq!(both(&frame[..len], Layer::Ethernet), Err(Malformed), "{len} bytes");
+        }
+        assert!(both(&frame[..enough], Layer::Ethernet).is_ok());
+    }
+}
+
+#[test]
+fn headers_that_contradict_themselves_are_malformed() {
+    let good = ipv4(0, &tcp_header(flags::SYN));
+    for (at, value) in [(0, 0x44), (0, 0x65), (3, 19), (32, 0x40)] {
+        let mut bad = ethernet(&[0x8100], 0x0800, &good);
+        bad[18 + at] = value;
+        if at == 3 {
+            bad[18 + 2] = 0;
+        }
+        assert_eq!(both(&bad, Layer::Ethernet), Err(Malformed), "byte {at} = {value:#x}");
+    }
+    let mut v6 = ethernet(&[0x8100], 0x86dd, &ipv6(6, &tcp_header(0)));
+    v6[18] = 0x40;
+    assert_eq!(both(&v6, Layer::Ethernet), Err(Malformed));
+}

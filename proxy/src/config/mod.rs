@@ -1,0 +1,94 @@
+//! What an instance shall do, checked: the only form of configuration that the core knows.
+
+mod ports;
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+pub use self::ports::{PortError, Ports};
+use crate::{
+    dataplane::AttachMode,
+    instance::InstanceName,
+    proxy::{ProxyConfig, Timeouts},
+    record::{AccessLog, RecordFormat},
+    socket::SourceMode,
+};
+
+/// Everything that `sheer run` needs to know.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name of the instance.
+    pub instance: InstanceName,
+    /// Interfaces whose incoming packets are looked at: the clients' side and the servers'.
+    pub interfaces: Vec<String>,
+    /// Services in order; the first that matches wins.
+    pub services: Vec<Service>,
+    /// How the tc program is attached.
+    pub attach: AttachMode,
+    /// Mark and table of the policy route, where the user chose them.
+    pub mark: Option<u32>,
+    /// See `mark`.
+    pub table: Option<u32>,
+    /// Worker threads; one for each CPU that this process may use, by default.
+    pub workers: usize,
+    /// Connections at the same time, over all workers.
+    pub max_connections: usize,
+    /// How long the proxy waits for others.
+    pub timeouts: Timeouts,
+    /// How long connections may go on after SIGTERM, before they are reset.
+    pub drain_timeout: Duration,
+    /// Where the access records go.
+    pub access_log: AccessLog,
+    /// How they are written.
+    pub access_format: RecordFormat,
+}
+
+impl Config {
+    /// What the workers need of it.
+    #[must_use]
+    pub fn proxy(&self, mark: u32) -> ProxyConfig {
+        ProxyConfig {
+            source: self.services.first().map(|s| s.source).unwrap_or_default(),
+            mark,
+            timeouts: self.timeouts,
+            max_connections: self.max_connections,
+            access_log: self.access_log.clone(),
+            access_format: self.access_format,
+            ..ProxyConfig::default()
+        }
+    }
+}
+
+/// One service.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Its name in records, maps and messages.
+    pub name: String,
+    /// Destination ports.
+    pub ports: Ports,
+    /// From where the proxy connects to the server.
+    pub source: SourceMode,
+    /// What happens to its new connections while the proxy is down.
+    pub when_down: WhenDown,
+}
+
+/// What happens to new connections while no proxy is behind the rules.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum WhenDown {
+    /// They go to the real server, unproxied.
+    #[default]
+    Open,
+    /// They are dropped.
+    Closed,
+}
+
+impl From<WhenDown> for sheer_common::policy::WhenDown {
+    fn from(when_down: WhenDown) -> Self {
+        match when_down {
+            WhenDown::Open => Self::Open,
+            WhenDown::Closed => Self::Closed,
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Filters under a clsact qdisc: how tc programs were attached before TCX.
+//!
+//! A filter has no pin. It lasts until it is removed, so that it survives its process like a pinned link, and
+//! the state file remembers it for those who come after.
+
+use aya::programs::{
+    ProgramError, SchedClassifier, TcAttachType,
+    tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact},
+};
+
+use super::{DataplaneError, attach::refused};
+use crate::{
+    instance::ClsactState,
+    route::{self, Link, RouteError},
+};
+
+/// Ours go early, like the TCX links go first; the number leaves room in front for who needs it.
+const PRIORITY: u16 = 64;
+
+/// A filter of ours, removed when dropped.
+pub(super) struct Filter {
+    state: ClsactState,
+    _link: SchedClassifierLink,
+}
+
+impl Filter {
+    /// Attaches the program; a filter that a dead process left is given it in place.
+    pub(super) fn attach(program: &mut SchedClassifier, link: &Link, handle: u16) -> Result<Self, DataplaneError> {
+        // Fails where the qdisc is already there; attaching shows whether it is the right one.
+        let made_qdisc = qdisc_add_clsact(&link.name).is_ok();
+        let replaced = (!made_qdisc).then(|| left_behind(&link.name, handle)).flatten();
+        let id = match replaced.and_then(|old| program.attach_to_link(old).ok()) {
+            Some(id) => id,
+            None => {
+                let handle = TcHandle::new(0, handle);
+                let options = TcAttachOptions::Netlink(NlOptions { priority: PRIORITY, handle, classid: None });
+                program
+                    .attach_with_options(&link.name, TcAttachType::Ingress, options)
+                    .map_err(|e| refused(link, &e))?
+            }
+        };
+        let taken = program.take_link(id).map_err(|e: ProgramError| refused(link, &e))?;
+        let state = ClsactState { interface: link.name.clone(), handle, made_qdisc };
+        Ok(Self { state, _link: taken })
+    }
+
+    pub(super) fn state(&self) -> ClsactState {
+        self.state.clone()
+    }
+}
+
+/// The filter that a process before us may have left.
+fn left_behind(interface: &str, handle: u16) -> Option<SchedClassifierLink> {
+    SchedClassifierLink::attached(interface, TcAttachType::Ingress, PRIORITY, TcHandle::new(0, handle), None).ok()
+}
+
+/// Removes a filter of ours and, where it was made for us and nobody else uses it, its qdisc.
+///
+/// # Errors
+/// When the qdisc cannot be looked at or removed.
+pub async fn remove(state: &ClsactState) -> Result<(), RouteError> {
+    // Dropping the link removes the filter; that it is gone already is no error.
+    drop(left_behind(&state.interface, state.handle));
+    if state.made_qdisc { route::remove_unused_clsact(&state.interface).await } else { Ok(()) }
+}

@@ -1,0 +1,31 @@
+//! The kernel programs and their maps, from the userspace side.
+//!
+//! - [`object`]: the compiled programs, and loading them into fresh maps
+//! - [`attach`]: the programs at their hooks: TCX links or clsact filters, the socket lookup
+//! - [`clsact`]: the older of the two hooks at tc
+//! - [`pins`]: what stands in bpffs, staged aside and published in one rename
+//! - [`flows`]: the connections' entries in the `flows` map
+//! - [`view`]: reading the pinned maps from another process
+//!
+//! # Lives and deaths
+//! Every start makes new programs and maps. What a dead proxy left in bpffs keeps its links: they are given
+//! the new program in one atomic exchange each, so that no packet goes without a program, and the old maps go
+//! with the old pins. A map is never taken over, so it cannot be of another layout.
+//!
+//! Packets follow the programs from the moment of attaching: by then the listeners stand in their map, the
+//! settings are written and the route rules are in place. Leaving goes the other way round.
+
+pub mod attach;
+pub mod clsact;
+mod error;
+pub mod flows;
+pub mod object;
+pub mod pins;
+pub mod view;
+
+pub use self::{
+    attach::{AttachMode, Attachments},
+    error::DataplaneError,
+    object::Dataplane,
+    pins::Pins,
+};

@@ -1,0 +1,229 @@
+//! The chain of one connection, each stage made from the one before:
+//!
+//! ```text
+//! Accepted ──▶ Session ──▶ Connecting ──▶ Connected ──▶ Relayed ──▶ AccessRecord
+//!   flow table: client half  server half                  both out
+//! ```
+//!
+//! Only this module knows the whole chain. A stage that fails goes straight to `Relayed`, with no bytes and the
+//! reason, so that every accepted connection leaves exactly one record.
+
+#![allow(
+    clippy::result_large_err,
+    reason = "a stage moves on by value, also to the end; a box would be one per connection"
+)]
+
+pub mod flow;
+mod task;
+
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::{Instant, SystemTime};
+
+use crate::limit::Permit;
+use crate::reason::CloseReason;
+use crate::record::AccessRecord;
+use crate::relay::{Path, Relay, RelayOutcome};
+use crate::socket::{self, ClientAddr, OriginalDst, SourceAddr, Stream, UpstreamAddr};
+use crate::upstream::{self, Destination, Route};
+use crate::worker::Worker;
+pub use flow::{ConnectionId, ConnectionTuples, FlowTable, NoFlowTable};
+
+/// What is known of a connection, carried from stage to stage.
+#[derive(Debug)]
+struct Case {
+    id: ConnectionId,
+    client: ClientAddr,
+    original: OriginalDst,
+    since: Instant,
+    source: Option<SourceAddr>,
+    upstream: Option<UpstreamAddr>,
+    source_port_changed: bool,
+    _permit: Permit,
+}
+
+/// A client's connection, nothing done with it yet.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    case: Case,
+    /// The client asked for the listener itself.
+    to_listener: bool,
+    fd: OwnedFd,
+}
+
+/// It is known where the connection goes on to.
+struct Session {
+    case: Case,
+    client: OwnedFd,
+    route: Route,
+    to: UpstreamAddr,
+}
+
+/// The server has been called.
+struct Connecting {
+    case: Case,
+    client: Stream,
+    server: Stream,
+}
+
+/// The server has answered.
+struct Connected {
+    case: Case,
+    client: Stream,
+    server: Stream,
+}
+
+/// All is over but the record.
+struct Relayed {
+    case: Case,
+    outcome: RelayOutcome,
+}
+
+/// Takes a connection through the chain, in a task of its own from the moment that the server is called.
+pub(crate) fn start(worker: &Rc<Worker>, accepted: Accepted) {
+    worker.stats.accepted.add(1);
+    match accepted.open(worker).and_then(|session| session.call(worker)) {
+        Ok(connecting) => task::spawn(worker, connecting),
+        Err(relayed) => relayed.record(worker),
+    }
+}
+
+impl Accepted {
+    pub(crate) fn new(
+        id: ConnectionId,
+        client: ClientAddr,
+        original: OriginalDst,
+        to_listener: bool,
+        fd: OwnedFd,
+        permit: Permit,
+    ) -> Self {
+        let case = Case {
+            id,
+            client,
+            original,
+            since: Instant::now(),
+            source: None,
+            upstream: None,
+            source_port_changed: false,
+            _permit: permit,
+        };
+        Self { case, to_listener, fd }
+    }
+
+    fn open(self, worker: &Worker) -> Result<Session, Relayed> {
+        let Self { case, to_listener, fd } = self;
+        worker.note_flow(|table| table.insert_client(case.id, case.client, case.original));
+        let route = worker.config.route();
+        if to_listener && route.destination == Destination::Original {
+            return Err(case.refuse(fd, CloseReason::Loop));
+        }
+        let to = route.destination.of(case.original);
+        Ok(Session { case: Case { upstream: Some(to), ..case }, client: fd, route, to })
+    }
+}
+
+impl Session {
+    fn call(self, worker: &Worker) -> Result<Connecting, Relayed> {
+        let Self { mut case, client, route, to } = self;
+        let started = match route.start(case.client, to) {
+            Ok(started) => started,
+            Err(error) => {
+                let reason = upstream::reason_of_start(&error);
+                worker.warn_of_start(reason, &error);
+                return Err(case.refuse(client, reason));
+            }
+        };
+        case.source = Some(started.source);
+        if started.port_changed {
+            case.source_port_changed = true;
+            worker.stats.source_port_changed.add(1);
+        }
+        if let Some(flow) = case.tuples() {
+            worker.note_flow(|table| table.insert_server(&flow));
+        }
+        match (Stream::register(client), Stream::register(started.fd)) {
+            (Ok(client), Ok(server)) => Ok(Connecting { case, client, server }),
+            (client, server) => {
+                client.into_iter().chain(server).for_each(Stream::reset);
+                Err(case.ended(CloseReason::NoResources))
+            }
+        }
+    }
+}
+
+impl Connecting {
+    fn connected(self) -> Connected {
+        let Self { case, client, server } = self;
+        Connected { case, client, server }
+    }
+
+    fn abandon(self, reason: CloseReason) -> Relayed {
+        if reason != CloseReason::ClientReset {
+            self.client.reset();
+        }
+        self.case.ended(reason)
+    }
+}
+
+impl Connected {
+    fn relay(self) -> (Case, Relay) {
+        (self.case, Relay::new(self.client, self.server))
+    }
+}
+
+impl Relayed {
+    /// The last stage: counted, written down, out of the flow table.
+    fn record(self, worker: &Worker) {
+        let Self { case, outcome } = self;
+        worker.stats.count_end(outcome.reason);
+        if outcome.path == Path::Spliced {
+            worker.stats.spliced.add(1);
+        }
+        let mut sink = worker.sink.borrow_mut();
+        if sink.wants_records() {
+            sink.put(&case.record(&outcome));
+        }
+        drop(sink);
+        let mut table = worker.table.borrow_mut();
+        match case.tuples() {
+            Some(flow) => table.remove(&flow),
+            None => table.remove_client(case.id, case.client, case.original),
+        };
+    }
+}
+
+impl Case {
+    fn tuples(&self) -> Option<ConnectionTuples> {
+        let Self { id, client, original, .. } = *self;
+        Some(ConnectionTuples { id, client, original, source: self.source?, upstream: self.upstream? })
+    }
+
+    fn refuse(self, client: OwnedFd, reason: CloseReason) -> Relayed {
+        socket::stream::reset(&client);
+        self.ended(reason)
+    }
+
+    fn ended(self, reason: CloseReason) -> Relayed {
+        let outcome = RelayOutcome { bytes_up: 0, bytes_down: 0, path: Path::Copied, reason };
+        Relayed { case: self, outcome }
+    }
+
+    fn record(&self, outcome: &RelayOutcome) -> AccessRecord {
+        let duration = self.since.elapsed();
+        AccessRecord {
+            accepted: SystemTime::now() - duration,
+            id: self.id.0,
+            client: self.client,
+            original: self.original,
+            source: self.source,
+            source_port_changed: self.source_port_changed,
+            upstream: self.upstream,
+            bytes_up: outcome.bytes_up,
+            bytes_down: outcome.bytes_down,
+            duration,
+            path: outcome.path,
+            reason: outcome.reason,
+            by: outcome.reason.blame(),
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! The task of a connection: polls its stage, obeys its deadline, and sees that a record is left in any case.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use super::{Case, Connecting, Relayed};
+use crate::clock::{Signal, Slot};
+use crate::reason::CloseReason;
+use crate::relay::Relay;
+use crate::upstream;
+use crate::worker::{User, Worker};
+
+struct Task {
+    stage: Stage,
+    slot: Slot,
+    /// The deadline knows whom to wake.
+    known: bool,
+    worker: User,
+}
+
+#[allow(clippy::large_enum_variant, reason = "boxing the relay would cost an allocation per connection")]
+enum Stage {
+    Connecting(Connecting),
+    Relaying(Case, Relay),
+    Over,
+}
+
+pub(super) fn spawn(worker: &Rc<Worker>, connecting: Connecting) {
+    let slot = worker.deadlines.borrow_mut().open(worker.limits.connect);
+    let stage = Stage::Connecting(connecting);
+    tokio::task::spawn_local(Task { stage, slot, known: false, worker: worker.user() });
+}
+
+impl Future for Task {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let task = self.get_mut();
+        if !task.known {
+            task.worker.deadlines.borrow_mut().set_waker(task.slot, cx.waker());
+            task.known = true;
+        }
+        let signal = task.worker.deadlines.borrow().signal(task.slot);
+        if let Stage::Connecting(connecting) = &task.stage {
+            let Poll::Ready(connected) = poll_connecting(cx, connecting, signal) else {
+                return Poll::Pending;
+            };
+            let Stage::Connecting(connecting) = task.take_stage() else { return Poll::Ready(()) };
+            if let Err(reason) = connected {
+                connecting.abandon(reason).record(&task.worker);
+                return Poll::Ready(());
+            }
+            task.worker.deadlines.borrow_mut().touch(task.slot, task.worker.limits.idle);
+            let (case, relay) = connecting.connected().relay();
+            task.stage = Stage::Relaying(case, relay);
+        }
+        if let Stage::Relaying(_, relay) = &mut task.stage {
+            let Poll::Ready(reason) = poll_relay(cx, relay, &task.worker, task.slot, signal) else {
+                return Poll::Pending;
+            };
+            task.end(reason);
+        }
+        Poll::Ready(())
+    }
+}
+
+fn poll_connecting(
+    cx: &mut Context<'_>,
+    connecting: &Connecting,
+    signal: Signal,
+) -> Poll<Result<(), CloseReason>> {
+    match signal {
+        Signal::None => {}
+        Signal::Expired => return Poll::Ready(Err(CloseReason::ConnectTimeout)),
+        Signal::Forced => return Poll::Ready(Err(CloseReason::Drained)),
+    }
+    if let Poll::Ready(connected) = upstream::poll_connected(&connecting.server, cx) {
+        return Poll::Ready(connected);
+    }
+    match connecting.client.poll_reset(cx) {
+        Poll::Ready(Some(_)) => Poll::Ready(Err(CloseReason::ClientReset)),
+        Poll::Ready(None) | Poll::Pending => Poll::Pending,
+    }
+}
+
+/// One turn of the relay; bytes or a half-close put the deadline off.
+fn poll_relay(
+    cx: &mut Context<'_>,
+    relay: &mut Relay,
+    worker: &Worker,
+    slot: Slot,
+    signal: Signal,
+) -> Poll<CloseReason> {
+    match signal {
+        Signal::None => {}
+        Signal::Expired if relay.half_closed() => return Poll::Ready(CloseReason::HalfCloseTimeout),
+        Signal::Expired => return Poll::Ready(CloseReason::IdleTimeout),
+        Signal::Forced => return Poll::Ready(CloseReason::Drained),
+    }
+    let before = (relay.bytes(), relay.half_closed());
+    let polled = relay.poll(cx, &mut worker.bench.borrow_mut());
+    let after = (relay.bytes(), relay.half_closed());
+    if before != after {
+        worker.stats.bytes_up.add(after.0.0 - before.0.0);
+        worker.stats.bytes_down.add(after.0.1 - before.0.1);
+        let limit = if after.1 { worker.limits.half_close } else { worker.limits.idle };
+        worker.deadlines.borrow_mut().touch(slot, limit);
+    }
+    polled
+}
+
+impl Task {
+    fn take_stage(&mut self) -> Stage {
+        std::mem::replace(&mut self.stage, Stage::Over)
+    }
+
+    fn end(&mut self, reason: CloseReason) {
+        match self.take_stage() {
+            Stage::Connecting(connecting) => connecting.abandon(reason).record(&self.worker),
+            Stage::Relaying(case, relay) => {
+                let outcome = relay.finish(reason, &mut self.worker.bench.borrow_mut().pipes);
+                Relayed { case, outcome }.record(&self.worker);
+            }
+            Stage::Over => {}
+        }
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.worker.deadlines.borrow_mut().close(self.slot);
+        // Only a panic, or the end of the runtime, drops a task that has not ended.
+        if std::thread::panicking() {
+            self.worker.stats.panics.add(1);
+            self.end(CloseReason::InternalError);
+        } else {
+            self.end(CloseReason::Drained);
+        }
+    }
+}

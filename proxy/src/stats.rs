@@ -1,0 +1,144 @@
+//! Counters: each worker writes its own, a reader sums them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+
+use crate::reason::CloseReason;
+
+/// Written by one thread only, so that adding needs no locked instruction.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What one worker counts.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct WorkerStats {
+    pub accepted: Counter,
+    pub ended: Counter,
+    pub closed: [Counter; CloseReason::ALL.len()],
+    pub bytes_up: Counter,
+    pub bytes_down: Counter,
+    /// Connections that were relayed through a pipe at least once.
+    pub spliced: Counter,
+    /// `client-port` connections that could not have the client's port.
+    pub source_port_changed: Counter,
+    /// Times that accepting stopped at the limit of connections or of descriptors.
+    pub accept_paused: Counter,
+    /// accept() calls that failed for another reason.
+    pub accept_failed: Counter,
+    /// Flow table calls that failed; the connection goes on.
+    pub flow_table_failed: Counter,
+    /// Access records that nobody took in time.
+    pub records_dropped: Counter,
+    /// Sessions that ended in a panic, and were reset.
+    pub panics: Counter,
+}
+
+impl WorkerStats {
+    #[must_use]
+    pub fn live(&self) -> u64 {
+        self.accepted.get().saturating_sub(self.ended.get())
+    }
+
+    pub fn count_end(&self, reason: CloseReason) {
+        self.ended.add(1);
+        self.closed[reason as usize].add(1);
+    }
+}
+
+/// The counters of all workers.
+#[derive(Clone, Debug)]
+pub struct Stats(Arc<[Arc<WorkerStats>]>);
+
+/// The sums at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct StatsSnapshot {
+    pub workers: usize,
+    pub accepted: u64,
+    pub live: u64,
+    /// Connections that ended, by the reason's label.
+    pub closed: BTreeMap<&'static str, u64>,
+    pub bytes_up: u64,
+    pub bytes_down: u64,
+    pub spliced: u64,
+    pub source_port_changed: u64,
+    pub accept_paused: u64,
+    pub accept_failed: u64,
+    pub flow_table_failed: u64,
+    pub records_dropped: u64,
+    pub panics: u64,
+}
+
+impl StatsSnapshot {
+    #[must_use]
+    pub fn closed(&self, reason: CloseReason) -> u64 {
+        self.closed.get(reason.label()).copied().unwrap_or(0)
+    }
+}
+
+impl Stats {
+    #[must_use]
+    pub fn new(workers: usize) -> Self {
+        Self((0..workers).map(|_| Arc::new(WorkerStats::default())).collect())
+    }
+
+    #[must_use]
+    pub fn worker(&self, index: usize) -> Arc<WorkerStats> {
+        Arc::clone(&self.0[index])
+    }
+
+    #[must_use]
+    pub fn snapshot(&self) -> StatsSnapshot {
+        let sum = |counter: fn(&WorkerStats) -> u64| self.0.iter().map(|worker| counter(worker)).sum();
+        let closed = |reason: &CloseReason| {
+            let count = self.0.iter().map(|worker| worker.closed[*reason as usize].get()).sum();
+            (reason.label(), count)
+        };
+        StatsSnapshot {
+            workers: self.0.len(),
+            accepted: sum(|worker| worker.accepted.get()),
+            live: sum(WorkerStats::live),
+            closed: CloseReason::ALL.iter().map(closed).collect(),
+            bytes_up: sum(|worker| worker.bytes_up.get()),
+            bytes_down: sum(|worker| worker.bytes_down.get()),
+            spliced: sum(|worker| worker.spliced.get()),
+            source_port_changed: sum(|worker| worker.source_port_changed.get()),
+            accept_paused: sum(|worker| worker.accept_paused.get()),
+            accept_failed: sum(|worker| worker.accept_failed.get()),
+            flow_table_failed: sum(|worker| worker.flow_table_failed.get()),
+            records_dropped: sum(|worker| worker.records_dropped.get()),
+            panics: sum(|worker| worker.panics.get()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_sums_the_workers() {
+        let stats = Stats::new(2);
+        stats.worker(0).accepted.add(3);
+        stats.worker(1).accepted.add(4);
+        stats.worker(1).count_end(CloseReason::Refused);
+        let snapshot = stats.snapshot();
+        assert_eq!((snapshot.accepted, snapshot.live), (7, 6));
+        assert_eq!(snapshot.closed(CloseReason::Refused), 1);
+        assert!(serde_json::to_string(&snapshot).unwrap().contains("\"refused\":1"));
+    }
+}

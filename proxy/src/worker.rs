@@ -1,0 +1,223 @@
+//! What the connections of one worker share, and the worker's own chores: the tick, the drain.
+//!
+//! Nothing here is locked: a worker is one thread, and all its connections live and die on it.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, watch};
+
+use crate::clock::{Deadlines, Ticker, Ticks};
+use crate::drain::DrainStage;
+use crate::limit::Gate;
+use crate::proxy::ProxyConfig;
+use crate::reason::{Blame, CloseReason};
+use crate::record::RecordSink;
+use crate::relay::{Bench, PipePool};
+use crate::session::{ConnectionId, FlowTable};
+use crate::socket::SourceError;
+use crate::stats::WorkerStats;
+
+/// At most one warning of a kind per worker in this time.
+pub(crate) const WARN_EVERY: Duration = Duration::from_secs(10);
+
+/// A worker's timeouts in its own ticks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) connect: Ticks,
+    pub(crate) idle: Ticks,
+    pub(crate) half_close: Ticks,
+}
+
+pub(crate) struct Worker {
+    pub(crate) config: Arc<ProxyConfig>,
+    pub(crate) stats: Arc<WorkerStats>,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) limits: Limits,
+    pub(crate) table: RefCell<Box<dyn FlowTable + Send>>,
+    pub(crate) bench: RefCell<Bench>,
+    pub(crate) deadlines: RefCell<Deadlines>,
+    pub(crate) sink: RefCell<RecordSink>,
+    stage: Cell<DrainStage>,
+    /// Accept loops and sessions that have not ended.
+    users: Cell<usize>,
+    unused: Notify,
+    acceptors: RefCell<Vec<Waker>>,
+    next_id: Cell<u64>,
+    warnings: RefCell<Warnings>,
+}
+
+struct Warnings {
+    flow_table: Throttle,
+    start: Throttle,
+}
+
+impl Worker {
+    pub(crate) fn new(
+        index: usize,
+        config: Arc<ProxyConfig>,
+        stats: Arc<WorkerStats>,
+        gate: Arc<Gate>,
+        table: Box<dyn FlowTable + Send>,
+        sink: RecordSink,
+    ) -> Self {
+        let timeouts = config.timeouts;
+        Self {
+            limits: Limits {
+                connect: timeouts.connect.into(),
+                idle: timeouts.idle.into(),
+                half_close: timeouts.half_close.into(),
+            },
+            bench: RefCell::new(Bench::new(PipePool::new(config.max_pipes))),
+            config,
+            stats,
+            gate,
+            table: RefCell::new(table),
+            deadlines: RefCell::default(),
+            sink: RefCell::new(sink),
+            stage: Cell::default(),
+            users: Cell::new(0),
+            unused: Notify::new(),
+            acceptors: RefCell::default(),
+            next_id: Cell::new((index as u64) << 48),
+            warnings: RefCell::new(Warnings {
+                flow_table: Throttle::new(WARN_EVERY),
+                start: Throttle::new(WARN_EVERY),
+            }),
+        }
+    }
+
+    /// Unique over all workers of a process: the worker's index in the upper 16 bits.
+    pub(crate) fn next_id(&self) -> ConnectionId {
+        let id = self.next_id.get();
+        self.next_id.set(id + 1);
+        ConnectionId(id)
+    }
+
+    pub(crate) fn stage(&self) -> DrainStage {
+        self.stage.get()
+    }
+
+    /// Calls the flow table; a failure is counted and told, and the connection goes on.
+    pub(crate) fn note_flow(&self, call: impl FnOnce(&mut dyn FlowTable) -> io::Result<()>) {
+        if let Err(error) = call(&mut **self.table.borrow_mut()) {
+            self.stats.flow_table_failed.add(1);
+            if self.warnings.borrow_mut().flow_table.permits() {
+                log::warn!(
+                    "a connection is missing from the kernel's flow table: {error}; its packets take the slower way"
+                );
+            }
+        }
+    }
+
+    /// Tells, once in a while, of a connection that could not even be started by this host's own doing.
+    pub(crate) fn warn_of_start(&self, reason: CloseReason, error: &SourceError) {
+        if reason.blame() == Blame::Proxy && self.warnings.borrow_mut().start.permits() {
+            log::warn!("{error}");
+        }
+    }
+
+    /// Keeps the worker from ending while it lives.
+    pub(crate) fn user(self: &Rc<Self>) -> User {
+        self.users.set(self.users.get() + 1);
+        User(Rc::clone(self))
+    }
+
+    /// Has an accept loop polled again when the stage changes, and on each tick.
+    pub(crate) fn call_acceptor(&self, waker: &Waker) {
+        let mut acceptors = self.acceptors.borrow_mut();
+        if !acceptors.iter().any(|known| known.will_wake(waker)) {
+            acceptors.push(waker.clone());
+        }
+    }
+
+    fn wake_acceptors(&self) {
+        self.acceptors.borrow_mut().drain(..).for_each(Waker::wake);
+    }
+
+    fn enter(&self, stage: DrainStage) {
+        if stage <= self.stage.get() {
+            return;
+        }
+        self.stage.set(stage);
+        self.wake_acceptors();
+        if stage == DrainStage::Forced {
+            self.deadlines.borrow_mut().force();
+        }
+    }
+
+    /// Runs the tick and follows `stages` until the worker is drained.
+    pub(crate) async fn run_chores(&self, mut stages: watch::Receiver<DrainStage>) -> io::Result<()> {
+        let ticker = Ticker::start()?;
+        while self.stage() == DrainStage::Running || self.users.get() > 0 {
+            tokio::select! {
+                ticked = ticker.tick() => {
+                    ticked?;
+                    self.deadlines.borrow_mut().tick();
+                    self.sink.borrow_mut().flush();
+                    self.wake_acceptors();
+                }
+                changed = stages.changed() => {
+                    // A proxy that was dropped without a drain leaves nobody to ask: stop at once.
+                    let stage = changed.map_or(DrainStage::Forced, |()| *stages.borrow_and_update());
+                    self.enter(stage);
+                    if stage == DrainStage::Forced {
+                        while self.users.get() > 0 {
+                            self.unused.notified().await;
+                        }
+                    }
+                }
+                () = self.unused.notified() => {}
+            }
+        }
+        self.sink.borrow_mut().flush();
+        Ok(())
+    }
+}
+
+/// See [`Worker::user`].
+pub(crate) struct User(Rc<Worker>);
+
+impl std::ops::Deref for User {
+    type Target = Rc<Worker>;
+
+    fn deref(&self) -> &Rc<Worker> {
+        &self.0
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        let users = self.0.users.get() - 1;
+        self.0.users.set(users);
+        if users == 0 {
+            self.0.unused.notify_one();
+        }
+    }
+}
+
+/// Lets something through once in a while.
+#[derive(Debug)]
+pub(crate) struct Throttle {
+    every: Duration,
+    last: Option<Instant>,
+}
+
+impl Throttle {
+    pub(crate) fn new(every: Duration) -> Self {
+        Self { every, last: None }
+    }
+
+    pub(crate) fn permits(&mut self) -> bool {
+        let now = Instant::now();
+        if self.last.is_some_and(|last| now.duration_since(last) < self.every) {
+            return false;
+        }
+        self.last = Some(now);
+        true
+    }
+}

@@ -1,0 +1,47 @@
+//! The lab: network namespaces with real peers, and the built `sheer` between them.
+//!
+//! A scenario reads like a story:
+//!
+//! ```no_run
+//! use sheer_tests::{Family, Lab, Server, Sheer};
+//!
+//! let lab = Lab::new();
+//! let server = Server::hello(lab.server(), Family::V4, 80);
+//! let sheer = Sheer::on(&lab).tcp("80").start();
+//! let answer = lab.client().ask(server.address());
+//! assert_eq!(server.peer_of_last(), lab.client().v4());
+//! sheer.stop();
+//! # let _ = answer;
+//! ```
+//!
+//! The namespaces have no names and are held open by this process alone, and everything started in them dies with
+//! this process: whatever happens to a test run, nothing of it stays in the kernel but what `sheer` itself
+//! pinned.
+//!
+//! The library panics where a test has to fail; it is not for use in the product.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has to fail")]
+
+mod capture;
+mod connect;
+mod feature;
+mod lab;
+mod leaks;
+mod namespace;
+mod pattern;
+mod peers;
+mod process;
+mod sheer;
+mod wait;
+
+pub use capture::{Capture, Packet};
+pub use connect::{Dial, connect, reset};
+pub use feature::{Feature, missing};
+pub use lab::{Family, Host, Lab, LabBuilder};
+pub use leaks::Footprint;
+pub use namespace::Namespace;
+pub use pattern::{Pattern, PatternError};
+pub use peers::{Connection, Ended, Server};
+pub use process::Process;
+pub use sheer::{Sheer, SheerBuilder, binary};
+pub use wait::{PATIENCE, wait_until};

@@ -1,0 +1,290 @@
+//! The product under test: the built binary in the middle of the lab.
+
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::lab::Lab;
+use crate::leaks::{Footprint, assert_nothing_left, assert_nothing_named_left};
+use crate::namespace::Namespace;
+use crate::process::Process;
+use crate::wait::{PATIENCE, wait_until};
+
+/// The binary: `SHEER_BIN`, or the release build, or the debug build.
+///
+/// # Panics
+/// When there is none.
+#[must_use]
+pub fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("SHEER_BIN") {
+        return path.into();
+    }
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    ["release", "debug"]
+        .iter()
+        .map(|profile| target.join(profile).join("sheer"))
+        .find(|path| path.exists())
+        .unwrap_or_else(|| panic!("no sheer in {}: build it first, or set SHEER_BIN", target.display()))
+}
+
+/// How `sheer run` shall be started.
+#[derive(Debug, Clone)]
+pub struct SheerBuilder<'lab> {
+    lab: &'lab Lab,
+    instance: String,
+    interfaces: Vec<String>,
+    ports: String,
+    arguments: Vec<String>,
+}
+
+impl<'lab> SheerBuilder<'lab> {
+    /// The ports to take, as after `--tcp`.
+    #[must_use]
+    pub fn tcp(mut self, ports: &str) -> Self {
+        self.ports = ports.to_owned();
+        self
+    }
+
+    /// The source mode, as after `--source`.
+    #[must_use]
+    pub fn source(self, mode: &str) -> Self {
+        self.option("--source", mode)
+    }
+
+    /// Any other option and its value.
+    #[must_use]
+    pub fn option(mut self, name: &str, value: &str) -> Self {
+        self.arguments.extend([name.to_owned(), value.to_owned()]);
+        self
+    }
+
+    /// Other interfaces than all of the middle's.
+    #[must_use]
+    pub fn interfaces(mut self, names: &[&str]) -> Self {
+        self.interfaces = names.iter().map(|&name| name.to_owned()).collect();
+        self
+    }
+
+    /// The instance's name, which is chosen to be unique.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// The whole command.
+    #[must_use]
+    pub fn command(&self) -> Command {
+        let mut command = self.lab.middle().command(&binary().to_string_lossy());
+        command.args(["run", "--instance", &self.instance, "--tcp", &self.ports]);
+        command.args(["--access-log", "-", "--access-format", "json"]);
+        for name in &self.interfaces {
+            command.args(["-i", name]);
+        }
+        command.args(&self.arguments);
+        command
+    }
+
+    /// Starts it and waits until it is ready.
+    ///
+    /// # Panics
+    /// When it ends before that; with what it said.
+    #[must_use]
+    pub fn start(self) -> Sheer<'lab> {
+        let mut process = Process::start("sheer run", self.command());
+        process.wait_for_stderr("ready", |line| line == "ready");
+        let footprint = Footprint::of(&self.instance);
+        assert!(!footprint.programs.is_empty(), "sheer is ready, but has no program pinned");
+        Sheer { builder: self, process, footprint, settled: false }
+    }
+}
+
+/// A running `sheer run`.
+///
+/// Whatever way it ends, the test fails if something of it is left in the kernel afterwards.
+#[derive(Debug)]
+pub struct Sheer<'lab> {
+    builder: SheerBuilder<'lab>,
+    process: Process,
+    footprint: Footprint,
+    settled: bool,
+}
+
+static INSTANCES: AtomicU32 = AtomicU32::new(0);
+
+impl<'lab> Sheer<'lab> {
+    /// In the middle of this lab, on all its interfaces, unless said otherwise.
+    #[must_use]
+    pub fn on(lab: &'lab Lab) -> SheerBuilder<'lab> {
+        let number = INSTANCES.fetch_add(1, Ordering::Relaxed);
+        SheerBuilder {
+            lab,
+            instance: format!("scenario-{}-{number}", std::process::id()),
+            interfaces: lab.uplinks(),
+            ports: String::new(),
+            arguments: Vec::new(),
+        }
+    }
+
+    /// The instance's name.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        &self.builder.instance
+    }
+
+    /// The process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// What it had in the kernel when it became ready.
+    #[must_use]
+    pub fn footprint(&self) -> &Footprint {
+        &self.footprint
+    }
+
+    /// The access records so far.
+    ///
+    /// # Panics
+    /// When a line is not JSON.
+    #[must_use]
+    pub fn records(&self) -> Vec<Value> {
+        let parse = |line: &String| {
+            serde_json::from_str(line)
+                .unwrap_or_else(|e| panic!("an access record is not JSON ({e}): {line}"))
+        };
+        self.process.stdout().iter().map(parse).collect()
+    }
+
+    /// The first access record, waiting for it.
+    #[must_use]
+    pub fn record(&self) -> Value {
+        wait_until("an access record is written", PATIENCE, || self.records().into_iter().next())
+    }
+
+    /// Another command of the binary on this instance, e.g. `status`.
+    pub fn control(&self, command: &str, arguments: &[&str]) -> Output {
+        self.namespace()
+            .command(&binary().to_string_lossy())
+            .arg(command)
+            .args(["--instance", self.instance()])
+            .args(arguments)
+            .output()
+            .unwrap()
+    }
+
+    /// What `sheer COMMAND --json` answers.
+    ///
+    /// # Panics
+    /// When it fails or does not answer JSON.
+    #[must_use]
+    pub fn json(&self, command: &str) -> Value {
+        let output = self.control(command, &["--json"]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "sheer {command}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_str(&text)
+            .unwrap_or_else(|e| panic!("sheer {command} --json is not JSON ({e}): {text}"))
+    }
+
+    /// kill -9; what is pinned stays. Go on with [`Sheer::restart`] or [`Sheer::cleanup`].
+    pub fn kill(&mut self) {
+        self.process.kill();
+        self.footprint = Footprint::of(self.instance());
+    }
+
+    /// Starts it again as it was.
+    #[must_use]
+    pub fn restart(self) -> Sheer<'lab> {
+        self.restart_with(|builder| builder)
+    }
+
+    /// Starts it again under the same name, with other options.
+    #[must_use]
+    pub fn restart_with(
+        mut self,
+        change: impl FnOnce(SheerBuilder<'lab>) -> SheerBuilder<'lab>,
+    ) -> Sheer<'lab> {
+        self.settled = true;
+        let mut restarted = change(self.builder.clone()).start();
+        restarted.footprint.add(&self.footprint);
+        restarted
+    }
+
+    /// `sheer cleanup`, after which nothing may be left.
+    ///
+    /// # Panics
+    /// When the command fails or something stays.
+    pub fn cleanup(mut self) {
+        self.process.kill();
+        self.settled = true;
+        let output = self.control("cleanup", &[]);
+        assert!(output.status.success(), "sheer cleanup: {}", String::from_utf8_lossy(&output.stderr));
+        assert_nothing_left(&self.builder.instance, self.builder.lab.middle(), &self.footprint);
+    }
+
+    /// SIGTERM.
+    pub fn terminate(&self) {
+        self.process.signal(Signal::TERM);
+    }
+
+    /// Waits for the end, after which nothing may be left; gives the exit status and all access records.
+    ///
+    /// # Panics
+    /// When something stays.
+    pub fn wait(mut self) -> (ExitStatus, Vec<Value>) {
+        self.settled = true;
+        let status = self.process.wait();
+        assert_nothing_left(&self.builder.instance, self.builder.lab.middle(), &self.footprint);
+        (status, self.records())
+    }
+
+    /// SIGTERM, a clean end, nothing left; gives all access records.
+    ///
+    /// # Panics
+    /// When it does not end with 0, or something stays.
+    pub fn stop(self) -> Vec<Value> {
+        self.terminate();
+        let (status, records) = self.wait();
+        assert!(status.success(), "sheer ended with {status} on SIGTERM");
+        records
+    }
+
+    /// As [`Sheer::stop`] where others keep rules or filters in the same namespace: looks only at what bears the
+    /// instance's name or number.
+    ///
+    /// # Panics
+    /// When it does not end with 0, or something stays.
+    pub fn stop_beside_others(mut self) -> Vec<Value> {
+        self.terminate();
+        self.settled = true;
+        let status = self.process.wait();
+        assert!(status.success(), "sheer ended with {status} on SIGTERM");
+        assert_nothing_named_left(&self.builder.instance, &self.footprint);
+        self.records()
+    }
+
+    fn namespace(&self) -> &Namespace {
+        self.builder.lab.middle()
+    }
+}
+
+impl Drop for Sheer<'_> {
+    /// For tests that failed: says what the product said, and removes what it left.
+    fn drop(&mut self) {
+        if self.settled {
+            return;
+        }
+        if std::thread::panicking() {
+            let status = self.control("status", &["--json"]);
+            eprintln!("--- sheer status: {}", String::from_utf8_lossy(&status.stdout));
+            eprintln!("--- sheer's stderr:\n{}", self.process.stderr().join("\n"));
+            eprintln!("--- access records:\n{}", self.process.stdout().join("\n"));
+        }
+        self.process.kill();
+        let _ = self.control("cleanup", &[]);
+        assert!(std::thread::panicking(), "the scenario ended without stop, wait or cleanup");
+    }
+}

@@ -1,0 +1,234 @@
+//! What one side does, the other sees: ends, resets, refusals, silence.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has to fail")]
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use sheer_tests::{Capture, Dial, Ended, Family, Lab, PATIENCE, Pattern, Server, Sheer, reset, wait_until};
+
+#[test]
+fn when_the_client_ends_its_half_the_server_can_go_on() {
+    let lab = Lab::new();
+    let sheer = Sheer::on(&lab).tcp("80").start();
+    for family in Family::BOTH {
+        let server = Server::start(lab.server(), family, 80, |mut stream| {
+            let mut question = String::new();
+            stream.read_to_string(&mut question)?;
+            write!(stream, "you asked: {question}")
+        });
+        let mut stream = lab.client().connect(server.address());
+        stream.write_all(b"why?").unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert_eq!((answer.as_str(), server.ended()), ("you asked: why?", Ended::Well), "{family}");
+    }
+    sheer.stop();
+}
+
+#[test]
+fn when_the_server_ends_its_half_the_client_can_go_on() {
+    let lab = Lab::new();
+    let sheer = Sheer::on(&lab).tcp("80").start();
+    for family in Family::BOTH {
+        let (told, heard) = std::sync::mpsc::channel();
+        let server = Server::start(lab.server(), family, 80, move |mut stream| {
+            stream.write_all(b"last words")?;
+            stream.shutdown(Shutdown::Write)?;
+            let mut more = String::new();
+            stream.read_to_string(&mut more)?;
+            told.send(more).map_err(std::io::Error::other)
+        });
+        let mut stream = lab.client().connect(server.address());
+        let mut words = String::new();
+        stream.read_to_string(&mut words).unwrap();
+        assert_eq!(words, "last words", "{family}");
+        stream.write_all(b"I am still here").unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(heard.recv_timeout(PATIENCE).unwrap(), "I am still here", "{family}");
+    }
+    sheer.stop();
+}
+
+#[test]
+fn a_reset_by_the_client_reaches_the_server_as_a_reset() {
+    let lab = Lab::new();
+    let sheer = Sheer::on(&lab).tcp("7").start();
+    for family in Family::BOTH {
+        let server = Server::echo(lab.server(), family, 7);
+        let mut stream = lab.client().connect(server.address());
+        stream.write_all(b"x").unwrap();
+        stream.read_exact(&mut [0]).unwrap();
+        reset(stream);
+        assert_eq!(server.ended(), Ended::Reset, "{family}");
+    }
+    sheer.stop();
+}
+
+#[test]
+fn a_reset_by_the_server_reaches_the_client_as_a_reset() {
+    let lab = Lab::new();
+    let sheer = Sheer::on(&lab).tcp("80").start();
+    for family in Family::BOTH {
+        let server = Server::start(lab.server(), family, 80, |mut stream| {
+            stream.read_exact(&mut [0])?;
+            reset(stream);
+            Ok(())
+        });
+        let mut stream = lab.client().connect(server.address());
+        stream.write_all(b"x").unwrap();
+        let error = stream.read(&mut [0]).expect_err("a reset is no end of file");
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{family}");
+    }
+    sheer.stop();
+}
+
+#[test]
+fn a_refused_connection_reaches_the_client_as_a_reset() {
+    let lab = Lab::new();
+    let sheer = Sheer::on(&lab).tcp("80").start();
+    for family in Family::BOTH {
+        let nobody = SocketAddr::new(lab.server().ip(family), 80);
+        let refused = lab.client().dial(Dial::to(nobody)).and_then(|mut stream| stream.read(&mut [0]));
+        let kind = refused.expect_err("nobody listens there").kind();
+        assert!(
+            matches!(kind, ErrorKind::ConnectionReset | ErrorKind::ConnectionRefused),
+            "{family}: {kind}"
+        );
+    }
+    assert_eq!(sheer.stop().len(), 2);
+}
+
+#[test]
+fn an_unreachable_server_ends_the_connection_after_the_connect_timeout() {
+    let lab = Lab::new();
+    let sheer = Sheer::on(&lab).tcp("80").option("--connect-timeout", "500ms").start();
+    // A route that swallows: nothing ever answers, as behind a firewall that drops.
+    lab.server().configure("route add blackhole 203.0.113.0/24\n");
+    lab.middle().configure(&format!("route add 203.0.113.0/24 via {}\n", lab.server().v4()));
+    let start = Instant::now();
+    let mut stream = lab.client().connect("203.0.113.1:80".parse().unwrap());
+    let error = stream.read(&mut [0]).expect_err("there is no server");
+    let took = start.elapsed();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    assert!(took >= Duration::from_millis(450), "gave up after {took:?} already");
+    let records = sheer.stop();
+    assert_eq!(records.len(), 1, "{records:?}");
+}
+
+#[test]
+fn a_slow_reader_holds_the_sender_back_and_loses_nothing() {
+    const BYTES: u64 = 256 << 20;
+    let lab = Lab::new();
+    let mut sheer = Sheer::on(&lab).tcp("80").start();
+    let sent = Arc::new(AtomicU64::new(0));
+    let counting = Arc::clone(&sent);
+    let server = Server::start(lab.server(), Family::V4, 80, move |stream| {
+        let mut counted = Counted { stream, sent: Arc::clone(&counting) };
+        Pattern::new(5).send(&mut counted, BYTES).map_err(|e| std::io::Error::other(e.to_string()))
+    });
+    let dial = Dial::to(server.address()).receive_buffer(16 * 1024);
+    let mut stream = lab.client().dial(dial).unwrap();
+
+    let stalled = stalled_at(&sent);
+    assert!(stalled < 64 << 20, "nobody read, and yet the server could send {stalled} bytes");
+    let resident = resident_bytes(sheer.process().pid());
+    assert!(resident < 128 << 20, "sheer holds {resident} bytes for one connection that stands still");
+
+    assert_eq!(Pattern::new(5).receive(&mut stream).map_err(|e| e.to_string()), Ok(BYTES));
+    drop(stream);
+    sheer.stop();
+}
+
+/// Waits until nothing more can be sent, and gives how much was.
+fn stalled_at(sent: &AtomicU64) -> u64 {
+    let mut last = (u64::MAX, Instant::now());
+    wait_until("the sender is held back", PATIENCE, || {
+        let now = sent.load(Ordering::Relaxed);
+        if now != last.0 {
+            last = (now, Instant::now());
+        }
+        (now > 0 && last.1.elapsed() > Duration::from_millis(300)).then_some(now)
+    })
+}
+
+fn resident_bytes(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+struct Counted {
+    stream: std::net::TcpStream,
+    sent: Arc<AtomicU64>,
+}
+
+impl Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        // Small pieces, because a blocked write(2) does not say how much it has taken already.
+        let count = self.stream.write(&bytes[..bytes.len().min(16 * 1024)])?;
+        self.sent.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+#[test]
+fn a_silent_connection_ends_after_the_idle_timeout() {
+    let lab = Lab::new();
+    let sheer = Sheer::on(&lab).tcp("7").option("--idle-timeout", "1s").start();
+    let server = Server::echo(lab.server(), Family::V4, 7);
+    let mut stream = lab.client().connect(server.address());
+    stream.write_all(b"x").unwrap();
+    stream.read_exact(&mut [0]).unwrap();
+    let start = Instant::now();
+    let end = stream.read(&mut [0]);
+    let took = start.elapsed();
+    assert!(matches!(&end, Ok(0)) || end.is_err_and(|e| e.kind() == ErrorKind::ConnectionReset));
+    assert!(took >= Duration::from_millis(900), "ended after {took:?} already");
+    wait_until("the server sees the end too", PATIENCE, || server.connections()[0].ended);
+    sheer.stop();
+}
+
+#[test]
+fn packets_with_ip_options_are_intercepted_like_others() {
+    // Record Route with room for three addresses; four NOPs.
+    for options in ["x070f0400000000000000000000000000", "x01010101"] {
+        let lab = Lab::new();
+        let sheer = Sheer::on(&lab).tcp("80").start();
+        let server = Server::hello(lab.server(), Family::V4, 80);
+        let capture = Capture::start(lab.middle());
+        let output = lab
+            .client()
+            .command("socat")
+            .args(["-u", &format!("TCP4:{},ip-options={options}", server.address()), "STDOUT"])
+            .output()
+            .expect("cannot run socat (package socat)");
+        let answer = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{options}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(answer.starts_with(&format!("you are {}:", lab.client().v4())), "{options}: {answer:?}");
+        let with_options = capture.count(|p| p.opens && p.ip_options > 0);
+        assert!(with_options > 0, "{options}: no SYN with options was on the wire: {:?}", capture.packets());
+        assert_eq!(sheer.stop().len(), 1, "{options}");
+    }
+}
+
+#[test]
+fn data_right_before_the_end_is_never_lost() {
+    let lab = Lab::new();
+    let sheer = Sheer::on(&lab).tcp("80").start();
+    let server = Server::start(lab.server(), Family::V4, 80, |mut stream| {
+        Pattern::new(9).send(&mut stream, 3_000_001).map_err(|e| std::io::Error::other(e.to_string()))
+    });
+    for _ in 0..20 {
+        let mut stream = lab.client().connect(server.address());
+        assert_eq!(Pattern::new(9).receive(&mut stream).map_err(|e| e.to_string()), Ok(3_000_001));
+    }
+    sheer.stop();
+}

@@ -1,0 +1,265 @@
+//! Dying, coming back, leaving: what becomes of traffic, and that nothing is left.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has to fail")]
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use sheer_tests::{Capture, Dial, Family, Footprint, Lab, PATIENCE, Server, Sheer, wait_until};
+
+fn ping(stream: &mut TcpStream) -> std::io::Result<()> {
+    stream.write_all(b"ping")?;
+    let mut back = [0; 4];
+    stream.read_exact(&mut back)?;
+    assert_eq!(&back, b"ping");
+    Ok(())
+}
+
+/// Lets the threads of a scope end also when the scope panics.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn killed_with_when_down_open_new_connections_reach_the_real_server_at_once() {
+    let lab = Lab::new();
+    let mut sheer = Sheer::on(&lab).tcp("80").source("proxy").option("--when-down", "open").start();
+    for family in Family::BOTH {
+        let server = Server::hello(lab.server(), family, 80);
+        lab.client().ask(server.address());
+        assert_eq!(server.peer_of_last(), lab.server().gateway(family), "while the proxy runs");
+    }
+    sheer.kill();
+    for family in Family::BOTH {
+        let server = Server::hello(lab.server(), family, 80);
+        let quickly = Dial::to(server.address()).within(Duration::from_millis(900));
+        let stream = lab.client().dial(quickly).expect("without a retransmitted SYN");
+        assert_eq!(server.last(), stream.local_addr().unwrap(), "{family}: nobody stands between them");
+    }
+    sheer.cleanup();
+}
+
+#[test]
+fn killed_with_when_down_closed_nothing_gets_through_until_it_is_back() {
+    let lab = Lab::new();
+    let mut sheer = Sheer::on(&lab).tcp("80").source("proxy").option("--when-down", "closed").start();
+    let server = Server::hello(lab.server(), Family::V4, 80);
+    let to = server.address();
+    sheer.kill();
+    let behind = Capture::start(lab.server());
+    let before = Capture::start(lab.middle());
+    let (sheer, answer) = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| lab.client().ask(to));
+        // The second one is sent a second after the first: by then any answer would have come.
+        wait_until("the client sends its SYN again", PATIENCE, || {
+            (before.count(|p| p.opens && p.destination == to) >= 2).then_some(())
+        });
+        assert!(!asking.is_finished(), "somebody answered while the proxy was dead");
+        assert_eq!(behind.count(|p| p.opens), 0, "a SYN reached the server past the proxy");
+        (sheer.restart(), asking.join().unwrap())
+    });
+    let proxy = lab.server().gateway(Family::V4);
+    assert!(
+        answer.starts_with(&format!("you are {proxy}:")),
+        "after the restart it goes by the proxy: {answer}"
+    );
+    assert_eq!(server.count(), 1);
+    sheer.stop();
+}
+
+#[test]
+fn a_restart_takes_over_the_links_and_lets_nothing_slip_by() {
+    let lab = Lab::new();
+    let sheer = Sheer::on(&lab).tcp("80").source("proxy").option("--when-down", "closed").start();
+    let server = Server::hello(lab.server(), Family::V4, 80);
+    let to = server.address();
+    let links = sheer.footprint().links.clone();
+    assert!(!links.is_empty() || sheer.json("status")["interfaces"][0]["attached"] == "clsact");
+    let (stop, served) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let sheer = std::thread::scope(|scope| {
+        let _stop = SetOnDrop(&stop);
+        for _ in 0..4 {
+            scope.spawn(|| {
+                lab.client().run(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        let dial = Dial::to(to).within(Duration::from_millis(100));
+                        let asked =
+                            sheer_tests::connect(dial).and_then(|mut s| s.read_to_string(&mut String::new()));
+                        served.fetch_add(usize::from(asked.is_ok_and(|n| n > 0)), Ordering::Relaxed);
+                    }
+                });
+            });
+        }
+        let more = |what: &str| {
+            let now = served.load(Ordering::Relaxed);
+            wait_until(what, PATIENCE, || (served.load(Ordering::Relaxed) > now + 50).then_some(()));
+        };
+        more("connections are served before the kill");
+        let mut sheer = sheer;
+        for _ in 0..3 {
+            sheer.kill();
+            sheer = sheer.restart();
+            more("connections are served after the restart");
+        }
+        sheer
+    });
+    let proxy = lab.server().gateway(Family::V4);
+    let slipped: Vec<SocketAddr> =
+        server.connections().iter().map(|c| c.peer).filter(|peer| peer.ip() != proxy).collect();
+    assert_eq!(slipped, Vec::<SocketAddr>::new(), "connections that went past the proxy");
+    let after = Footprint::of(sheer.instance()).links;
+    assert!(links.is_subset(&after), "the links were made anew: {links:?}, now {after:?}");
+    sheer.stop();
+}
+
+#[test]
+fn a_restart_with_other_interfaces_and_ports_leaves_nothing_of_the_old() {
+    let lab = Lab::builder().clients(2).build();
+    let uplinks = lab.uplinks();
+    let mut first = Sheer::on(&lab).tcp("80").start();
+    first.kill();
+    let fewer: Vec<&str> = uplinks.iter().map(String::as_str).filter(|name| *name != "clients1").collect();
+    let second = first.restart_with(|builder| builder.tcp("81").interfaces(&fewer));
+    let rules = lab.middle().sh("ip rule show");
+    assert!(rules.contains("iif clients0") && !rules.contains("iif clients1"), "{rules}");
+    for (port, proxied) in [(80, false), (81, true)] {
+        let server = Server::hello(lab.server(), Family::V4, port);
+        let stream = lab.client().connect(server.address());
+        let direct = server.last() == stream.local_addr().unwrap();
+        assert_eq!(direct, !proxied, "port {port}");
+    }
+    second.stop();
+}
+
+#[test]
+fn sigterm_lets_running_connections_finish() {
+    let lab = Lab::new();
+    let mut sheer = Sheer::on(&lab).tcp("7").source("proxy").start();
+    let server = Server::echo(lab.server(), Family::V4, 7);
+    let mut stream = lab.client().connect(server.address());
+    ping(&mut stream).unwrap();
+    sheer.terminate();
+    wait_until("the instance says that it drains", PATIENCE, || {
+        (sheer.json("status")["state"] == "draining").then_some(())
+    });
+    ping(&mut stream).expect("a connection that stands may go on");
+    let newcomer = lab.client().connect(server.address());
+    let peer =
+        wait_until("the newcomer reaches the server", PATIENCE, || server.connections().get(1).copied()).peer;
+    assert_eq!(
+        peer,
+        newcomer.local_addr().unwrap(),
+        "a newcomer goes its own way, as if the proxy were down"
+    );
+    assert!(sheer.process().is_running());
+    drop(stream);
+    let (status, records) = sheer.wait();
+    assert!(status.success(), "{status}");
+    assert_eq!(records.len(), 1);
+}
+
+#[test]
+fn a_second_sigterm_ends_running_connections() {
+    let lab = Lab::new();
+    let mut sheer = Sheer::on(&lab).tcp("7").start();
+    let server = Server::echo(lab.server(), Family::V4, 7);
+    let mut stream = lab.client().connect(server.address());
+    ping(&mut stream).unwrap();
+    sheer.terminate();
+    wait_until("the instance says that it drains", PATIENCE, || {
+        (sheer.json("status")["state"] == "draining").then_some(())
+    });
+    ping(&mut stream).unwrap();
+    assert!(sheer.process().is_running());
+    sheer.terminate();
+    let (status, records) = sheer.wait();
+    assert!(status.success(), "{status}");
+    assert_eq!(records.len(), 1, "also a connection that was cut off has its record");
+    assert!(ping(&mut stream).is_err());
+}
+
+#[test]
+fn the_drain_timeout_ends_what_does_not_end_by_itself() {
+    let lab = Lab::new();
+    let sheer = Sheer::on(&lab).tcp("7").option("--drain-timeout", "300ms").start();
+    let server = Server::echo(lab.server(), Family::V6, 7);
+    let mut stream = lab.client().connect(server.address());
+    ping(&mut stream).unwrap();
+    sheer.terminate();
+    let (status, records) = sheer.wait();
+    assert!(status.success(), "{status}");
+    assert_eq!(records.len(), 1);
+}
+
+#[test]
+fn sigint_ends_it_as_well_and_leaves_nothing() {
+    let lab = Lab::new();
+    let mut sheer = Sheer::on(&lab).tcp("80").start();
+    sheer.process().signal(rustix::process::Signal::INT);
+    let (status, _) = sheer.wait();
+    assert!(status.success(), "{status}");
+}
+
+#[test]
+fn drain_by_command_ends_it_and_leaves_nothing() {
+    let lab = Lab::new();
+    let sheer = Sheer::on(&lab).tcp("80").start();
+    let output = sheer.control("drain", &[]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let (status, _) = sheer.wait();
+    assert!(status.success(), "{status}");
+}
+
+#[test]
+fn cleanup_after_a_kill_leaves_nothing() {
+    let lab = Lab::new();
+    let mut sheer = Sheer::on(&lab).tcp("80").start();
+    let server = Server::hello(lab.server(), Family::V4, 80);
+    lab.client().ask(server.address());
+    sheer.kill();
+    let rules = lab.middle().sh("ip rule show");
+    assert!(rules.contains("fwmark"), "a kill leaves the rules, or this test shows nothing: {rules}");
+    sheer.cleanup();
+}
+
+#[test]
+fn cleanup_works_also_when_an_interface_is_gone() {
+    let lab = Lab::builder().clients(2).build();
+    let mut sheer = Sheer::on(&lab).tcp("80").start();
+    sheer.kill();
+    lab.middle().configure("link del clients1\n");
+    sheer.cleanup();
+}
+
+#[test]
+fn an_interface_that_goes_away_does_not_stop_the_others() {
+    let lab = Lab::builder().clients(2).build();
+    let sheer = Sheer::on(&lab).tcp("80").start();
+    let server = Server::hello(lab.server(), Family::V4, 80);
+    lab.client().ask(server.address());
+    lab.middle().configure("link del clients1\n");
+    lab.client().ask(server.address());
+    assert_eq!(sheer.stop().len(), 2);
+}
+
+#[test]
+fn two_instances_side_by_side_do_not_disturb_each_other() {
+    let lab = Lab::builder().clients(2).build();
+    let one = Sheer::on(&lab).tcp("80").source("proxy").interfaces(&["clients0", "servers0"]).start();
+    let two = Sheer::on(&lab).tcp("81").source("proxy").interfaces(&["clients0", "servers0"]).start();
+    for (port, other) in [(80, 81), (81, 80)] {
+        let server = Server::hello(lab.server(), Family::V4, port);
+        lab.client().ask(server.address());
+        assert_eq!(server.peer_of_last(), lab.server().gateway(Family::V4), "port {port}, not {other}");
+    }
+    assert_eq!(one.stop_beside_others().len(), 1);
+    let server = Server::hello(lab.server(), Family::V4, 81);
+    lab.client().ask(server.address());
+    assert_eq!(server.peer_of_last(), lab.server().gateway(Family::V4), "the other one goes on");
+    assert_eq!(two.stop().len(), 2);
+}

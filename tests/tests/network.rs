@@ -1,0 +1,222 @@
+//! Kinds of networks: reverse-path checks, asymmetric routes, bridges, VLANs, both ways of attaching.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has to fail")]
+
+use std::net::SocketAddr;
+
+use sheer_tests::{Dial, Family, Feature, Lab, Server, Sheer, missing};
+
+#[test]
+fn no_setting_of_the_reverse_path_check_matters() {
+    let lab = Lab::new();
+    let sheer = Sheer::on(&lab).tcp("80").start();
+    let mut expected = 0;
+    for rp_filter in ["0", "1", "2"] {
+        for src_valid_mark in ["0", "1"] {
+            for name in ["all", "clients0", "servers0", "lo"] {
+                lab.middle().sysctl(&format!("net.ipv4.conf.{name}.rp_filter"), rp_filter);
+                lab.middle().sysctl(&format!("net.ipv4.conf.{name}.src_valid_mark"), src_valid_mark);
+            }
+            for family in Family::BOTH {
+                let server = Server::hello(lab.server(), family, 80);
+                let answer = lab.client().ask(server.address());
+                let what =
+                    format!("{family}, rp_filter={rp_filter}, src_valid_mark={src_valid_mark}: {answer}");
+                assert_eq!(server.peer_of_last(), lab.client().ip(family), "{what}");
+                expected += 1;
+            }
+        }
+    }
+    assert_eq!(sheer.stop().len(), expected);
+}
+
+#[test]
+fn neither_forwarding_nor_other_mark_settings_are_needed() {
+    let lab = Lab::new();
+    for (name, value) in [
+        ("net.ipv4.ip_forward", "0"),
+        ("net.ipv6.conf.all.forwarding", "0"),
+        ("net.ipv4.tcp_fwmark_accept", "1"),
+        ("net.ipv4.fwmark_reflect", "1"),
+        ("net.ipv6.fwmark_reflect", "1"),
+    ] {
+        lab.middle().sysctl(name, value);
+    }
+    // Without forwarding a host takes no route from router advertisements away, but it does lose nothing here.
+    let sheer = Sheer::on(&lab).tcp("80").start();
+    for family in Family::BOTH {
+        let server = Server::hello(lab.server(), family, 80);
+        lab.client().ask(server.address());
+        assert_eq!(server.peer_of_last(), lab.client().ip(family), "{family}");
+    }
+    assert_eq!(sheer.stop().len(), 2);
+}
+
+#[test]
+fn sheer_changes_no_sysctl() {
+    let lab = Lab::new();
+    let settings = || lab.middle().sh("sysctl -a --pattern ^net\\.");
+    // Counters among them that change by themselves.
+    let stable = |text: String| -> Vec<String> {
+        let varying = ["nf_conntrack_count", "fs.", "random", "stable_secret", "ip_local_reserved"];
+        text.lines().filter(|l| !varying.iter().any(|v| l.contains(v))).map(str::to_owned).collect()
+    };
+    let before = stable(settings());
+    let sheer = Sheer::on(&lab).tcp("80").start();
+    let during = stable(settings());
+    assert_eq!(before, during);
+    sheer.stop();
+    assert_eq!(before, stable(settings()));
+}
+
+#[test]
+fn answers_that_come_in_by_another_listed_interface_find_their_connection() {
+    let lab = Lab::new();
+    lab.middle().configure(&format!(
+        "link add other type veth peer name eth1 netns {}\n\
+         addr add 203.0.113.1/30 dev other\n\
+         addr add 2001:db8:3::1/64 dev other nodad\n\
+         link set other up\n",
+        lab.server().path()
+    ));
+    lab.server().configure(
+        "addr add 203.0.113.2/30 dev eth1\n\
+         addr add 2001:db8:3::2/64 dev eth1 nodad\n\
+         link set eth1 up\n\
+         route add 192.0.2.0/24 via 203.0.113.1\n\
+         route add 2001:db8:1::/48 via 2001:db8:3::1\n",
+    );
+    let sheer = Sheer::on(&lab).tcp("80").interfaces(&["clients0", "servers0", "other"]).start();
+    for family in Family::BOTH {
+        let server = Server::hello(lab.server(), family, 80);
+        lab.client().ask(server.address());
+        assert_eq!(server.peer_of_last(), lab.client().ip(family), "{family}");
+    }
+    assert_eq!(sheer.stop().len(), 2);
+}
+
+#[test]
+fn attached_the_old_way_by_clsact_everything_works_as_well() {
+    let lab = Lab::new();
+    let mut sheer = Sheer::on(&lab).tcp("80").source("proxy").option("--attach", "clsact").start();
+    assert!(lab.middle().sh("tc filter show dev clients0 ingress").contains("bpf"));
+    for family in Family::BOTH {
+        let server = Server::hello(lab.server(), family, 80);
+        lab.client().ask(server.address());
+        assert_eq!(server.peer_of_last(), lab.server().gateway(family), "{family}");
+    }
+    sheer.kill();
+    let server = Server::hello(lab.server(), Family::V4, 80);
+    lab.client().ask(server.address());
+    assert_eq!(server.peer_of_last(), lab.client().v4(), "killed: straight to the server");
+    let sheer = sheer.restart();
+    lab.client().ask(server.address());
+    assert_eq!(server.peer_of_last(), lab.server().gateway(Family::V4), "back again");
+    let filters = lab.middle().sh("tc filter show dev clients0 ingress");
+    assert_eq!(filters.matches("direct-action").count(), 1, "one filter, not one for each start: {filters}");
+    sheer.stop();
+}
+
+#[test]
+fn a_clsact_instance_that_was_killed_is_cleaned_up() {
+    let lab = Lab::new();
+    let mut sheer = Sheer::on(&lab).tcp("80").option("--attach", "clsact").start();
+    sheer.kill();
+    sheer.cleanup();
+}
+
+#[test]
+fn the_tc_filters_of_others_are_left_alone() {
+    let lab = Lab::new();
+    lab.middle().sh("tc qdisc add dev clients0 clsact");
+    lab.middle().sh("tc filter add dev clients0 ingress protocol ip pref 60000 u32 match u32 0 0 flowid 1:1");
+    let sheer = Sheer::on(&lab).tcp("80").option("--attach", "clsact").start();
+    let server = Server::hello(lab.server(), Family::V4, 80);
+    lab.client().ask(server.address());
+    assert_eq!(sheer.stop_beside_others().len(), 1);
+    let filters = lab.middle().sh("tc filter show dev clients0 ingress");
+    assert!(filters.contains("u32") && !filters.contains("direct-action"), "{filters}");
+}
+
+#[test]
+fn a_port_of_a_bridge_can_be_listed_although_packets_are_routed_by_the_bridge() {
+    if missing(Feature::Bridge, "a port of a bridge can be listed") {
+        return;
+    }
+    let lab = Lab::new();
+    let gateway = lab.client().gateway(Family::V4);
+    lab.middle().configure(&format!(
+        "link add name br0 type bridge\n\
+         addr del {gateway}/30 dev clients0\n\
+         link set clients0 master br0\n\
+         addr add {gateway}/30 dev br0\n\
+         link set br0 up\n"
+    ));
+    for interfaces in [["clients0", "servers0"], ["br0", "servers0"]] {
+        let sheer = Sheer::on(&lab).tcp("80").source("proxy").interfaces(&interfaces).start();
+        let server = Server::hello(lab.server(), Family::V4, 80);
+        lab.client().ask(server.address());
+        assert_eq!(server.peer_of_last(), lab.server().gateway(Family::V4), "{interfaces:?}");
+        assert_eq!(sheer.stop().len(), 1);
+    }
+}
+
+#[test]
+fn tagged_packets_are_intercepted_on_the_trunk_and_on_the_vlan_device() {
+    if missing(Feature::Vlan, "tagged packets are intercepted on the trunk and on the VLAN device") {
+        return;
+    }
+    let lab = Lab::new();
+    let (client, gateway) = ("10.9.0.2", "10.9.0.1");
+    lab.client().configure(&format!(
+        "link add link eth0 name eth0.9 type vlan id 9\n\
+         addr add {client}/24 dev eth0.9\n\
+         link set eth0.9 up\n\
+         route replace 198.51.100.0/24 via {gateway} src {client}\n"
+    ));
+    lab.middle().configure(&format!(
+        "link add link clients0 name clients0.9 type vlan id 9\n\
+         addr add {gateway}/24 dev clients0.9\n\
+         link set clients0.9 up\n"
+    ));
+    for interfaces in [["clients0", "servers0"], ["clients0.9", "servers0"]] {
+        let sheer = Sheer::on(&lab).tcp("80").interfaces(&interfaces).start();
+        let server = Server::hello(lab.server(), Family::V4, 80);
+        lab.client().ask(server.address());
+        assert_eq!(server.peer_of_last().to_string(), client, "{interfaces:?}");
+        assert_eq!(sheer.stop().len(), 1, "{interfaces:?}");
+    }
+}
+
+#[test]
+fn connections_that_were_under_way_before_are_not_disturbed() {
+    let lab = Lab::new();
+    let server = Server::echo(lab.server(), Family::V4, 7);
+    let from = SocketAddr::new(lab.client().v4(), 40000);
+    let mut stream = lab.client().dial(Dial::to(server.address()).from(from)).unwrap();
+    let mut ping = || {
+        std::io::Write::write_all(&mut stream, b"x").unwrap();
+        std::io::Read::read_exact(&mut stream, &mut [0]).unwrap();
+    };
+    ping();
+    let sheer = Sheer::on(&lab).tcp("7").start();
+    ping();
+    ping();
+    assert_eq!(sheer.stop().len(), 0);
+    ping();
+}
+
+#[test]
+fn a_server_under_syn_flood_protection_is_still_reached() {
+    let lab = Lab::new();
+    // Cookies for every connection: the third packet of the handshake finds no half-open socket.
+    lab.middle().sysctl("net.ipv4.tcp_syncookies", "2");
+    let sheer = Sheer::on(&lab).tcp("80").start();
+    for family in Family::BOTH {
+        let server = Server::hello(lab.server(), family, 80);
+        for _ in 0..5 {
+            lab.client().ask(server.address());
+            assert_eq!(server.peer_of_last(), lab.client().ip(family), "{family}");
+        }
+    }
+    assert_eq!(sheer.stop().len(), 10);
+}

@@ -1,0 +1,148 @@
+//! What can be seen of a running instance: status, flows, maps by name, access records, error messages.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has to fail")]
+
+use std::io::{Read, Write};
+use std::process::Command;
+
+use sheer_tests::{Family, Lab, Server, Sheer, binary};
+
+#[test]
+fn flows_show_a_connection_while_it_lasts_and_not_afterwards() {
+    let lab = Lab::new();
+    let sheer = Sheer::on(&lab).tcp("7").start();
+    for family in Family::BOTH {
+        let server = Server::echo(lab.server(), family, 7);
+        let mut stream = lab.client().connect(server.address());
+        stream.write_all(b"hello").unwrap();
+        stream.read_exact(&mut [0; 5]).unwrap();
+        let flows = sheer.json("flows");
+        let flow = &flows[0];
+        assert_eq!(flow["client"], stream.local_addr().unwrap().to_string(), "{flows}");
+        assert_eq!(flow["original"], server.address().to_string());
+        assert_eq!(flow["source"], server.last().to_string());
+        assert!(
+            flow["up"]["packets"].as_u64() > Some(0) && flow["down"]["packets"].as_u64() > Some(0),
+            "{flows}"
+        );
+        drop(stream);
+        sheer_tests::wait_until("the flow is gone", sheer_tests::PATIENCE, || {
+            (sheer.json("flows").as_array()?.is_empty()).then_some(())
+        });
+    }
+    sheer.stop();
+}
+
+#[test]
+fn status_tells_what_was_asked_for_and_counts() {
+    let lab = Lab::new();
+    let sheer = Sheer::on(&lab).tcp("80").source("proxy").start();
+    let server = Server::hello(lab.server(), Family::V4, 80);
+    lab.client().ask(server.address());
+    let status = sheer.json("status");
+    assert_eq!(status["instance"], sheer.instance());
+    assert_eq!(status["state"], "running");
+    assert_eq!(status["services"][0]["source"], "proxy");
+    assert_eq!(status["connections"]["accepted"], 1);
+    assert_eq!(status["verdicts"]["steer_new"], 1, "{status}");
+    for failure in status["failures"].as_object().unwrap() {
+        assert_eq!(failure.1, 0, "a helper failed: {failure:?}");
+    }
+    let text = sheer.control("status", &[]);
+    assert!(String::from_utf8_lossy(&text.stdout).contains(sheer.instance()));
+    sheer.stop();
+}
+
+#[test]
+fn bpftool_shows_the_flows_map_by_field_names() {
+    let lab = Lab::new();
+    let sheer = Sheer::on(&lab).tcp("7").start();
+    let server = Server::echo(lab.server(), Family::V4, 7);
+    let mut stream = lab.client().connect(server.address());
+    stream.write_all(b"x").unwrap();
+    stream.read_exact(&mut [0]).unwrap();
+    let pinned = format!("/sys/fs/bpf/sheer/{}/maps/flows", sheer.instance());
+    let dump = Command::new("bpftool").args(["map", "dump", "pinned", &pinned]).output().unwrap();
+    let text = String::from_utf8_lossy(&dump.stdout);
+    for field in ["src_port", "dst_port", "packets", "bytes", "side", "FromClient", "FromServer"] {
+        assert!(text.contains(field), "no {field} in {text}");
+    }
+    drop(stream);
+    sheer.stop();
+}
+
+#[test]
+fn the_control_socket_is_for_root_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let lab = Lab::new();
+    let sheer = Sheer::on(&lab).tcp("80").start();
+    let socket = format!("/run/sheer/{}.sock", sheer.instance());
+    let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    sheer.stop();
+}
+
+#[test]
+fn a_second_instance_of_the_same_name_is_refused() {
+    let lab = Lab::new();
+    let builder = Sheer::on(&lab).tcp("80");
+    let sheer = builder.clone().start();
+    let second = builder.command().output().unwrap();
+    let complaint = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(!second.status.success());
+    assert!(complaint.contains("already running"), "{complaint}");
+    let server = Server::hello(lab.server(), Family::V4, 80);
+    lab.client().ask(server.address());
+    assert_eq!(sheer.stop().len(), 1, "the first one is undisturbed");
+}
+
+#[test]
+fn a_misspelt_interface_is_answered_with_the_right_one_and_leaves_nothing() {
+    let lab = Lab::new();
+    let builder = Sheer::on(&lab).tcp("80").interfaces(&["client0"]);
+    let output = builder.command().output().unwrap();
+    let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success());
+    assert!(complaint.contains("clients0"), "{complaint}");
+    assert!(!std::path::Path::new("/sys/fs/bpf/sheer").join(builder.instance()).exists());
+    assert!(!lab.middle().sh("ip rule show").contains("fwmark"));
+}
+
+#[test]
+fn without_privileges_it_says_which_are_needed() {
+    let lab = Lab::new();
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={}", lab.middle().path()));
+    command.args(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all"]);
+    command.arg(binary()).args(["run", "-i", "clients0", "--tcp", "80", "--instance", "without-privileges"]);
+    let output = command.output().unwrap();
+    let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success());
+    assert!(complaint.contains("root") || complaint.contains("CAP_"), "{complaint}");
+    assert!(!complaint.contains("panicked"), "{complaint}");
+}
+
+#[test]
+fn wrong_use_ends_with_2_and_says_what_is_wrong() {
+    for (arguments, about) in [
+        (&["run", "--tcp", "80"][..], "interface"),
+        (&["run", "-i", "lo", "--tcp", "99999"], "99999"),
+        (&["run", "-i", "lo", "--tcp", "80", "--source", "nobody"], "nobody"),
+        (&["run", "-i", "lo", "--tcp", "80", "--when-down", "maybe"], "maybe"),
+    ] {
+        let output = Command::new(binary()).args(arguments).output().unwrap();
+        let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {complaint}");
+        assert!(complaint.contains(about), "{arguments:?}: {complaint}");
+    }
+}
+
+#[test]
+fn asking_an_instance_that_is_not_there_fails_with_a_word_about_it() {
+    for command in ["status", "flows"] {
+        let output =
+            Command::new(binary()).args([command, "--instance", "nobody-of-this-name"]).output().unwrap();
+        let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{command}: {complaint}");
+        assert!(complaint.contains("nobody-of-this-name"), "{command}: {complaint}");
+    }
+}

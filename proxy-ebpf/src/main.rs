@@ -11,6 +11,7 @@ mod maps;
 mod policy;
 mod stats;
 mod steer;
+mod trace;
 
 use aya_ebpf::{
     macros::{classifier, sk_lookup},

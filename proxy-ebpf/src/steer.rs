@@ -19,7 +19,7 @@ use sheer_ebpf::parse::{Layer, Segment, parse};
 use crate::{
     kernel::{Frame, Socket, State},
     maps::flows,
-    policy, stats,
+    policy, stats, trace,
 };
 
 /// Looks at a packet; the answer is for tc.
@@ -45,16 +45,17 @@ fn decide(ctx: &TcContext, layer: Layer, now: &Settings) -> Verdict {
     if let Err(reason) = parse(&frame, layer, &mut segment) {
         return reason.verdict();
     }
-    if segment.opens() {
-        return open(ctx, &segment.key, now);
-    }
-    if known(ctx, &segment) {
+    let verdict = if segment.opens() {
+        open(ctx, &segment.key, now)
+    } else if known(ctx, &segment) {
         return Verdict::SteerFlow;
-    }
-    if policy::is_own(&segment.key) {
-        return Verdict::PassLocal;
-    }
-    orphan(&frame, &segment, now)
+    } else if policy::is_own(&segment.key) {
+        Verdict::PassLocal
+    } else {
+        orphan(&frame, &segment, now)
+    };
+    trace::decision(ctx, &segment.key, verdict);
+    verdict
 }
 
 /// Counts a packet of a proxied connection; false where `flows` does not have it.

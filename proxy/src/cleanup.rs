@@ -32,7 +32,8 @@ pub fn cleanup(name: &InstanceName) -> Result<(), RunError> {
         for filter in written.iter().flat_map(|s| &s.clsact) {
             clsact::remove(filter).await?;
         }
-        let numbers = pinned.map(|s| (s.table, s.mark)).or_else(|| written.as_ref().map(|s| (s.table, s.mark)));
+        let numbers =
+            pinned.map(|s| (s.table, s.mark)).or_else(|| written.as_ref().map(|s| (s.table, s.mark)));
         if let Some((table, mark)) = numbers.filter(|(_, mark)| *mark != 0) {
             route::purge(table, mark).await?;
         }

@@ -107,6 +107,9 @@ pub struct RunArgs {
     /// Table of the policy route, if the chosen one collides.
     #[arg(long, value_name = "N", value_parser = parse_number)]
     pub table: Option<u32>,
+    /// Log what the packet program decides about each packet that opens a connection or belongs to none.
+    #[arg(long)]
+    pub trace: bool,
 }
 
 /// How access records are written.
@@ -153,12 +156,8 @@ impl RunArgs {
         let mut interfaces = self.interfaces;
         interfaces.sort();
         interfaces.dedup();
-        let service = Service {
-            name: "tcp".into(),
-            ports: self.tcp,
-            source: self.source,
-            when_down: self.when_down,
-        };
+        let service =
+            Service { name: "tcp".into(), ports: self.tcp, source: self.source, when_down: self.when_down };
         Ok(Config {
             instance: self.of.instance,
             interfaces,
@@ -179,6 +178,7 @@ impl RunArgs {
                 Format::Text => RecordFormat::Text,
                 Format::Json => RecordFormat::Json,
             },
+            trace: self.trace,
         })
     }
 }

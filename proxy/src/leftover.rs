@@ -59,7 +59,8 @@ mod tests {
 
     #[test]
     fn lines_of_proc_net_tcp_are_read() {
-        let v4 = "   0: 0100000A:0CEA 0200000A:D431 01 00000000:00000000 00:00000000 00000000     0        0 1 1";
+        let v4 =
+            "   0: 0100000A:0CEA 0200000A:D431 01 00000000:00000000 00:00000000 00000000     0        0 1 1";
         assert_eq!(local_address_and_state(v4), Some(("10.0.0.1".parse().unwrap(), "01")));
         let v6 = "   1: B80D0120000000000000000001000000:0016 00000000000000000000000000000000:0000 0A 0:0 0";
         assert_eq!(local_address_and_state(v6), Some(("2001:db8::1".parse().unwrap(), "0A")));

@@ -9,7 +9,7 @@ use std::{
 
 use clap::Parser as _;
 use sheer::{
-    admin::{Request, ask},
+    admin::{AskError, Request, ask},
     cleanup::cleanup,
     cli::{Cli, Command, InstanceArgs, ShowArgs},
     dataplane::{Pins, view},
@@ -49,17 +49,27 @@ type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 /// Warnings and above, and what the instance itself has to say; RUST_LOG overrides.
 fn start_logging() {
-    let default = env_logger::Env::default().default_filter_or("warn,sheer=info");
+    let default = env_logger::Env::default().default_filter_or("warn,sheer=info,sheer_ebpf=debug");
     env_logger::Builder::from_env(default)
         .format(|out, record| match record.level() {
-            log::Level::Info => writeln!(out, "sheer: {}", record.args()),
+            log::Level::Info | log::Level::Debug => writeln!(out, "sheer: {}", record.args()),
             level => writeln!(out, "sheer: {}: {}", level.as_str().to_lowercase(), record.args()),
         })
         .init();
 }
 
 fn status(args: &ShowArgs) -> Outcome {
-    let status = ask(&args.of.instance, Request::Status)?;
+    let name = &args.of.instance;
+    let status = match ask(name, Request::Status) {
+        Err(AskError::NotRunning(_)) if Pins::of(name).exist() => {
+            return Err(format!(
+                "instance `{name}` is not running, but its programs still stand in the kernel and treat new \
+                 connections as their when_down says; `sheer run` takes them over, `sheer cleanup` removes them"
+            )
+            .into());
+        }
+        answer => answer?,
+    };
     if args.json { print(&format!("{status}\n")) } else { print(&show::status(&status)) }
 }
 

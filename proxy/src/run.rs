@@ -1,6 +1,12 @@
 //! `sheer run`: everything started in an order in which no packet finds half of it, and taken down in reverse.
 
-use std::{cell::{Cell, RefCell}, io, process, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    cell::{Cell, RefCell},
+    io, process,
+    rc::Rc,
+    sync::Arc,
+    time::Instant,
+};
 
 use sheer_common::{
     abi::Settings,
@@ -142,7 +148,7 @@ impl Instance {
         let numbers = choose(&config, before.as_ref()).await?;
 
         pins.prepare()?;
-        let mut dataplane = Dataplane::load()?;
+        let mut dataplane = Dataplane::load(config.trace)?;
         let listeners = socket::bind_listeners(config.workers, numbers.mark, socket::transparent::BACKLOG)?;
         dataplane.set_listeners(&listeners)?;
         dataplane.set_policy(&config)?;
@@ -174,6 +180,9 @@ impl Instance {
         clear_predecessor(before, &state).await;
         places.write_state(&state)?;
 
+        if config.trace {
+            dataplane.start_tracing()?;
+        }
         let dataplane = Rc::new(RefCell::new(dataplane));
         spawn_local(follow_addresses(addresses, Rc::clone(&dataplane)));
         let instance = Self {
@@ -372,7 +381,8 @@ async fn clear_predecessor(before: Option<State>, now: &State) {
         report(route::purge(before.table, before.mark).await);
     }
     for filter in &before.clsact {
-        let taken_over = now.clsact.iter().any(|f| (&f.interface, f.handle) == (&filter.interface, filter.handle));
+        let taken_over =
+            now.clsact.iter().any(|f| (&f.interface, f.handle) == (&filter.interface, filter.handle));
         if !taken_over {
             report(clsact::remove(filter).await);
         }

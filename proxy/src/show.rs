@@ -19,9 +19,8 @@ pub fn status(s: &Value) -> String {
         text(&s["state"]),
         s["pid"]
     );
-    let interfaces: Vec<_> = each(&s["interfaces"])
-        .map(|i| format!("{} ({})", text(&i["name"]), text(&i["attached"])))
-        .collect();
+    let interfaces: Vec<_> =
+        each(&s["interfaces"]).map(|i| format!("{} ({})", text(&i["name"]), text(&i["attached"]))).collect();
     let _ = writeln!(out, "interfaces   {}", interfaces.join(", "));
     let route = &s["route"];
     let _ = writeln!(
@@ -76,7 +75,8 @@ fn each(list: &Value) -> impl Iterator<Item = &Value> {
 /// Connections, a line each.
 #[must_use]
 pub fn flows(connections: &[Connection]) -> String {
-    let mut rows = vec![["client", "asked for", "seen by the server as", "up", "down", "age", "idle"].map(String::from)];
+    let mut rows =
+        vec![["client", "asked for", "seen by the server as", "up", "down", "age", "idle"].map(String::from)];
     for c in connections {
         rows.push([
             c.client.to_string(),
@@ -110,7 +110,11 @@ fn columns<const N: usize>(rows: &[[String; N]]) -> String {
 }
 
 fn seconds(s: f64) -> String {
-    if s < 10.0 { format!("{s:.1}s") } else { humantime::format_duration(Duration::from_secs(s as u64)).to_string() }
+    if s < 10.0 {
+        format!("{s:.1}s")
+    } else {
+        humantime::format_duration(Duration::from_secs(s as u64)).to_string()
+    }
 }
 
 /// A number of bytes with three digits and a binary unit.

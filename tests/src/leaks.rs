@@ -89,6 +89,12 @@ pub fn pin_directory(instance: &str) -> PathBuf {
     Path::new("/sys/fs/bpf/sheer").join(instance)
 }
 
+/// The id of a pinned link.
+pub(crate) fn pinned_link(instance: &str, name: &str) -> Option<u64> {
+    let path = pin_directory(instance).join("links").join(name);
+    bpftool(&["link", "show", "pinned", &path.to_string_lossy()])["id"].as_u64()
+}
+
 /// Fails the test if anything of the instance is left in the kernel, in bpffs or in /run.
 ///
 /// # Panics

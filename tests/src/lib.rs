@@ -43,5 +43,5 @@ pub use namespace::Namespace;
 pub use pattern::{Pattern, PatternError};
 pub use peers::{Connection, Ended, Server};
 pub use process::Process;
-pub use sheer::{Sheer, SheerBuilder, binary};
+pub use sheer::{Sheer, SheerBuilder, binary, reasons};
 pub use wait::{PATIENCE, wait_until};

@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::lab::Lab;
-use crate::leaks::{Footprint, assert_nothing_left, assert_nothing_named_left};
+use crate::leaks::{Footprint, assert_nothing_left, assert_nothing_named_left, pinned_link};
 use crate::namespace::Namespace;
 use crate::process::Process;
 use crate::wait::{PATIENCE, wait_until};
@@ -80,7 +80,9 @@ impl<'lab> SheerBuilder<'lab> {
     pub fn command(&self) -> Command {
         let mut command = self.lab.middle().command(&binary().to_string_lossy());
         command.args(["run", "--instance", &self.instance, "--tcp", &self.ports]);
-        command.args(["--access-log", "-", "--access-format", "json"]);
+        if !self.arguments.iter().any(|argument| argument == "--access-format") {
+            command.args(["--access-format", "json"]);
+        }
         for name in &self.interfaces {
             command.args(["-i", name]);
         }
@@ -100,6 +102,12 @@ impl<'lab> SheerBuilder<'lab> {
         assert!(!footprint.programs.is_empty(), "sheer is ready, but has no program pinned");
         Sheer { builder: self, process, footprint, settled: false }
     }
+}
+
+/// How the connections of these access records ended, in their order.
+#[must_use]
+pub fn reasons(records: &[Value]) -> Vec<&str> {
+    records.iter().map(|record| record["reason"].as_str().expect("a record without a reason")).collect()
 }
 
 /// A running `sheer run`.
@@ -163,6 +171,26 @@ impl<'lab> Sheer<'lab> {
     #[must_use]
     pub fn record(&self) -> Value {
         wait_until("an access record is written", PATIENCE, || self.records().into_iter().next())
+    }
+
+    /// The id of the pinned link that looks at this interface; none under clsact.
+    #[must_use]
+    pub fn link_of(&self, interface: &str) -> Option<u64> {
+        pinned_link(self.instance(), &format!("ingress-{interface}"))
+    }
+
+    /// How many files the process has open.
+    #[must_use]
+    pub fn open_files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.process.pid())).unwrap().count()
+    }
+
+    /// Waits until no connection is shown any more.
+    ///
+    /// # Panics
+    /// When some stay.
+    pub fn wait_for_no_flows(&self) {
+        wait_until("no flow is left", PATIENCE, || self.json("flows").as_array()?.is_empty().then_some(()));
     }
 
     /// Another command of the binary on this instance, e.g. `status`.

@@ -55,6 +55,8 @@ fn each_way(family: Family, bytes: u64) {
     drop(stream);
     let records = sheer.stop();
     assert_eq!(records.len(), 1);
+    assert_eq!((&records[0]["bytes_up"], &records[0]["bytes_down"]), (&bytes.into(), &bytes.into()));
+    assert_eq!(records[0]["path"], "spliced", "bulk goes through pipes, not through buffers");
 }
 
 #[test]

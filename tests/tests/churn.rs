@@ -57,6 +57,7 @@ fn churn(family: Family, source: &str) {
     let sheer = Sheer::on(&lab).tcp("80").source(source).start();
     let server = Server::hello(lab.server(), family, 80);
     let to = server.address();
+    let files = sheer.open_files();
     let tally = std::thread::scope(|scope| {
         let mut threads = Vec::new();
         for client in lab.clients() {
@@ -75,6 +76,12 @@ fn churn(family: Family, source: &str) {
     assert_eq!(server.count(), expected, "the server saw each connection once");
     let resent: u64 = lab.clients().iter().map(|client| tcp_ext(client, "TCPSynRetrans")).sum();
     assert_eq!(resent, 0, "SYNs were sent again: {tally:?}");
+    sheer.wait_for_no_flows();
+    assert!(
+        sheer.open_files() <= files + 8,
+        "{files} files were open before, {} are now",
+        sheer.open_files()
+    );
     let records = sheer.stop();
     assert_eq!(records.len(), expected, "one access record for each connection");
 }

@@ -3,11 +3,13 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use sheer_tests::{Capture, Dial, Ended, Family, Lab, PATIENCE, Pattern, Server, Sheer, reset, wait_until};
+use sheer_tests::{
+    Capture, Dial, Ended, Family, Lab, PATIENCE, Pattern, Server, Sheer, reasons, reset, wait_until,
+};
 
 #[test]
 fn when_the_client_ends_its_half_the_server_can_go_on() {
@@ -26,7 +28,7 @@ fn when_the_client_ends_its_half_the_server_can_go_on() {
         stream.read_to_string(&mut answer).unwrap();
         assert_eq!((answer.as_str(), server.ended()), ("you asked: why?", Ended::Well), "{family}");
     }
-    sheer.stop();
+    assert_eq!(reasons(&sheer.stop()), ["client_closed"; 2]);
 }
 
 #[test]
@@ -34,7 +36,7 @@ fn when_the_server_ends_its_half_the_client_can_go_on() {
     let lab = Lab::new();
     let sheer = Sheer::on(&lab).tcp("80").start();
     for family in Family::BOTH {
-        let (told, heard) = std::sync::mpsc::channel();
+        let (told, heard) = mpsc::channel();
         let server = Server::start(lab.server(), family, 80, move |mut stream| {
             stream.write_all(b"last words")?;
             stream.shutdown(Shutdown::Write)?;
@@ -50,7 +52,7 @@ fn when_the_server_ends_its_half_the_client_can_go_on() {
         stream.shutdown(Shutdown::Write).unwrap();
         assert_eq!(heard.recv_timeout(PATIENCE).unwrap(), "I am still here", "{family}");
     }
-    sheer.stop();
+    assert_eq!(reasons(&sheer.stop()), ["server_closed"; 2]);
 }
 
 #[test]
@@ -65,7 +67,7 @@ fn a_reset_by_the_client_reaches_the_server_as_a_reset() {
         reset(stream);
         assert_eq!(server.ended(), Ended::Reset, "{family}");
     }
-    sheer.stop();
+    assert_eq!(reasons(&sheer.stop()), ["client_reset"; 2]);
 }
 
 #[test]
@@ -83,7 +85,7 @@ fn a_reset_by_the_server_reaches_the_client_as_a_reset() {
         let error = stream.read(&mut [0]).expect_err("a reset is no end of file");
         assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{family}");
     }
-    sheer.stop();
+    assert_eq!(reasons(&sheer.stop()), ["server_reset"; 2]);
 }
 
 #[test]
@@ -99,7 +101,7 @@ fn a_refused_connection_reaches_the_client_as_a_reset() {
             "{family}: {kind}"
         );
     }
-    assert_eq!(sheer.stop().len(), 2);
+    assert_eq!(reasons(&sheer.stop()), ["refused"; 2]);
 }
 
 #[test]
@@ -115,32 +117,63 @@ fn an_unreachable_server_ends_the_connection_after_the_connect_timeout() {
     let took = start.elapsed();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     assert!(took >= Duration::from_millis(450), "gave up after {took:?} already");
-    let records = sheer.stop();
-    assert_eq!(records.len(), 1, "{records:?}");
+    assert_eq!(reasons(&sheer.stop()), ["connect_timeout"]);
 }
 
 #[test]
-fn a_slow_reader_holds_the_sender_back_and_loses_nothing() {
-    const BYTES: u64 = 256 << 20;
+fn a_slow_client_holds_the_server_back_and_loses_nothing() {
     let lab = Lab::new();
     let mut sheer = Sheer::on(&lab).tcp("80").start();
     let sent = Arc::new(AtomicU64::new(0));
     let counting = Arc::clone(&sent);
     let server = Server::start(lab.server(), Family::V4, 80, move |stream| {
-        let mut counted = Counted { stream, sent: Arc::clone(&counting) };
-        Pattern::new(5).send(&mut counted, BYTES).map_err(|e| std::io::Error::other(e.to_string()))
+        send_counted(stream, &counting).map_err(std::io::Error::other)
     });
     let dial = Dial::to(server.address()).receive_buffer(16 * 1024);
     let mut stream = lab.client().dial(dial).unwrap();
-
-    let stalled = stalled_at(&sent);
-    assert!(stalled < 64 << 20, "nobody read, and yet the server could send {stalled} bytes");
-    let resident = resident_bytes(sheer.process().pid());
-    assert!(resident < 128 << 20, "sheer holds {resident} bytes for one connection that stands still");
-
-    assert_eq!(Pattern::new(5).receive(&mut stream).map_err(|e| e.to_string()), Ok(BYTES));
+    assert_held_back(&sent, &mut sheer);
+    assert_eq!(Pattern::new(5).receive(&mut stream).map_err(|e| e.to_string()), Ok(SLOWLY));
     drop(stream);
     sheer.stop();
+}
+
+#[test]
+fn a_slow_server_holds_the_client_back_and_loses_nothing() {
+    let lab = Lab::new();
+    let mut sheer = Sheer::on(&lab).tcp("80").start();
+    let (go, gone) = mpsc::channel::<()>();
+    let (told, heard) = mpsc::channel();
+    let gate = Mutex::new(gone);
+    let server = Server::start(lab.server(), Family::V4, 80, move |mut stream| {
+        gate.lock().unwrap().recv_timeout(PATIENCE).map_err(std::io::Error::other)?;
+        let received = Pattern::new(5).receive(&mut stream).map_err(|e| e.to_string());
+        told.send(received).map_err(std::io::Error::other)
+    });
+    let stream = lab.client().connect(server.address());
+    let sent = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| send_counted(stream, &sent));
+        assert_held_back(&sent, &mut sheer);
+        go.send(()).unwrap();
+        assert_eq!(sender.join().unwrap(), Ok(()));
+    });
+    assert_eq!(heard.recv_timeout(PATIENCE).unwrap(), Ok(SLOWLY));
+    sheer.stop();
+}
+
+/// What is sent to one that does not read, at first.
+const SLOWLY: u64 = 256 << 20;
+
+fn send_counted(stream: std::net::TcpStream, sent: &AtomicU64) -> Result<(), String> {
+    Pattern::new(5).send(&mut Counted { stream, sent }, SLOWLY).map_err(|e| e.to_string())
+}
+
+/// Nobody reads: the sender must come to a stop, and nothing may pile up in between.
+fn assert_held_back(sent: &AtomicU64, sheer: &mut Sheer<'_>) {
+    let stalled = stalled_at(sent);
+    assert!(stalled < 64 << 20, "nobody read, and yet {stalled} bytes could be sent");
+    let resident = resident_bytes(sheer.process().pid());
+    assert!(resident < 128 << 20, "sheer holds {resident} bytes for one connection that stands still");
 }
 
 /// Waits until nothing more can be sent, and gives how much was.
@@ -161,12 +194,12 @@ fn resident_bytes(pid: u32) -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 
-struct Counted {
+struct Counted<'a> {
     stream: std::net::TcpStream,
-    sent: Arc<AtomicU64>,
+    sent: &'a AtomicU64,
 }
 
-impl Write for Counted {
+impl Write for Counted<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         // Small pieces, because a blocked write(2) does not say how much it has taken already.
         let count = self.stream.write(&bytes[..bytes.len().min(16 * 1024)])?;
@@ -193,7 +226,7 @@ fn a_silent_connection_ends_after_the_idle_timeout() {
     assert!(matches!(&end, Ok(0)) || end.is_err_and(|e| e.kind() == ErrorKind::ConnectionReset));
     assert!(took >= Duration::from_millis(900), "ended after {took:?} already");
     wait_until("the server sees the end too", PATIENCE, || server.connections()[0].ended);
-    sheer.stop();
+    assert_eq!(reasons(&sheer.stop()), ["idle_timeout"]);
 }
 
 #[test]

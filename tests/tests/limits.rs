@@ -44,6 +44,34 @@ fn connections_to_this_hosts_own_addresses_are_left_alone() {
 }
 
 #[test]
+fn connections_of_this_host_itself_are_left_alone() {
+    let lab = Lab::new();
+    let sheer = Sheer::on(&lab).tcp("80").start();
+    for family in Family::BOTH {
+        let server = Server::hello(lab.server(), family, 80);
+        let stream = lab.middle().run(|| sheer_tests::connect(Dial::to(server.address())).unwrap());
+        assert_eq!(server.last(), stream.local_addr().unwrap(), "{family}");
+    }
+    assert_eq!(sheer.stop().len(), 0);
+}
+
+#[test]
+fn any_number_of_workers_serves() {
+    for workers in ["1", "3"] {
+        let lab = Lab::new();
+        let sheer = Sheer::on(&lab).tcp("80").option("--workers", workers).start();
+        for family in Family::BOTH {
+            let server = Server::hello(lab.server(), family, 80);
+            for _ in 0..20 {
+                lab.client().ask(server.address());
+                assert_eq!(server.peer_of_last(), lab.client().ip(family));
+            }
+        }
+        assert_eq!(sheer.stop().len(), 40);
+    }
+}
+
+#[test]
 fn an_address_that_becomes_this_hosts_own_is_left_alone_from_then_on() {
     let lab = Lab::new();
     let sheer = Sheer::on(&lab).tcp("80").start();

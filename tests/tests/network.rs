@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use sheer_tests::{Dial, Family, Feature, Lab, Server, Sheer, missing};
+use sheer_tests::{Dial, Family, Feature, Lab, Namespace, PATIENCE, Pattern, Server, Sheer, missing};
 
 #[test]
 fn no_setting_of_the_reverse_path_check_matters() {
@@ -117,6 +117,12 @@ fn attached_the_old_way_by_clsact_everything_works_as_well() {
 }
 
 #[test]
+fn a_clsact_instance_that_stops_takes_filter_and_qdisc_along() {
+    let lab = Lab::new();
+    Sheer::on(&lab).tcp("80").option("--attach", "clsact").start().stop();
+}
+
+#[test]
 fn a_clsact_instance_that_was_killed_is_cleaned_up() {
     let lab = Lab::new();
     let mut sheer = Sheer::on(&lab).tcp("80").option("--attach", "clsact").start();
@@ -185,6 +191,66 @@ fn tagged_packets_are_intercepted_on_the_trunk_and_on_the_vlan_device() {
         assert_eq!(server.peer_of_last().to_string(), client, "{interfaces:?}");
         assert_eq!(sheer.stop().len(), 1, "{interfaces:?}");
     }
+}
+
+/// middle ── 1500 ── near ── 1280 ── far ── 1500 ── server: neither end can know of the narrow place but by the ICMP errors
+/// of "near", which go to the address that the proxy borrowed from the client.
+#[test]
+fn a_narrow_link_behind_a_router_is_discovered_while_speaking_from_the_clients_address() {
+    let lab = Lab::new();
+    let (near, far) = (Namespace::new("near"), Namespace::new("far"));
+    for router in [&near, &far] {
+        router.sysctl("net.ipv4.ip_forward", "1");
+        router.sysctl("net.ipv6.conf.all.forwarding", "1");
+    }
+    let beyond = Namespace::new("beyond");
+    wire((lab.middle(), "near0", 701), (&near, "eth0"), 1500, 21);
+    wire((&near, "behind", 702), (&far, "eth0"), 1280, 22);
+    wire((&far, "behind", 703), (&beyond, "eth0"), 1500, 23);
+    let routes = |net: u8, via4: &str, via6: &str| {
+        format!("route add 10.{net}.0.0/24 via {via4}\nroute add 2001:db8:{net}::/64 via {via6}\n")
+    };
+    lab.middle().configure(&routes(23, "10.21.0.2", "2001:db8:21::2"));
+    near.configure(&routes(23, "10.22.0.2", "2001:db8:22::2"));
+    near.configure("route add default via 10.21.0.1\nroute add default via 2001:db8:21::1\n");
+    far.configure("route add default via 10.22.0.1\nroute add default via 2001:db8:22::1\n");
+    beyond.configure("route add default via 10.23.0.1\nroute add default via 2001:db8:23::1\n");
+
+    let sheer = Sheer::on(&lab).tcp("80").interfaces(&["clients0", "near0"]).start();
+    for address in ["10.23.0.2:80", "[2001:db8:23::2]:80"] {
+        let to: SocketAddr = address.parse().unwrap();
+        let listener = beyond.run(|| std::net::TcpListener::bind(to).unwrap());
+        let received = beyond.spawn("sink", move || {
+            let (mut stream, peer) = listener.accept().unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            (Pattern::new(3).receive(&mut stream).map_err(|e| e.to_string()), peer.ip())
+        });
+        let mut stream = lab.client().connect(to);
+        Pattern::new(3).send(&mut stream, 1_000_000).map_err(|e| e.to_string()).unwrap();
+        drop(stream);
+        let family = if to.is_ipv4() { Family::V4 } else { Family::V6 };
+        assert_eq!(received.join().unwrap(), (Ok(1_000_000), lab.client().ip(family)), "{address}");
+    }
+    sheer.stop();
+}
+
+/// A veth pair of this MTU with the addresses 10.NET.0.1 and .2, and 2001:db8:NET::1 and ::2.
+fn wire(one: (&Namespace, &str, u32), other: (&Namespace, &str), mtu: u32, net: u8) {
+    let ((near, name, index), (far, peer)) = (one, other);
+    near.configure(&format!(
+        "link add {name} index {index} mtu {mtu} type veth peer name {peer} mtu {mtu} netns {}\n\
+         addr add 10.{net}.0.1/24 dev {name}\n\
+         addr add 2001:db8:{net}::1/64 dev {name} nodad\n\
+         link set {name} up\n",
+        far.path()
+    ));
+    far.configure(&format!(
+        "addr add 10.{net}.0.2/24 dev {peer}\n\
+         addr add 2001:db8:{net}::2/64 dev {peer} nodad\n\
+         link set {peer} up\n"
+    ));
+    near.wait_for_ipv6(name);
+    far.wait_for_ipv6(peer);
 }
 
 #[test]

@@ -59,7 +59,7 @@ impl Outcome {
 
 fn bench<T: Send>(when_down: WhenDown, story: impl FnOnce(&mut Bench) -> T + Send) -> T {
     Namespace::new("programs").run(|| {
-        let mut dataplane = Dataplane::load().unwrap();
+        let mut dataplane = Dataplane::load(false).unwrap();
         dataplane.set_policy(&config(when_down)).unwrap();
         let own: [IpAddr; 2] = ["203.0.113.1".parse().unwrap(), "2001:db8:2::1".parse().unwrap()];
         dataplane.set_local_addresses(&own.into()).unwrap();
@@ -89,6 +89,7 @@ fn config(when_down: WhenDown) -> Config {
         drain_timeout: Default::default(),
         access_log: Default::default(),
         access_format: Default::default(),
+        trace: false,
     }
 }
 

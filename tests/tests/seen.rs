@@ -71,6 +71,47 @@ fn bpftool_shows_the_flows_map_by_field_names() {
 }
 
 #[test]
+fn the_access_record_tells_the_whole_story() {
+    let lab = Lab::new();
+    let sheer = Sheer::on(&lab).tcp("80").start();
+    for family in Family::BOTH {
+        let server = Server::start(lab.server(), family, 80, |mut stream| {
+            stream.read_exact(&mut [0; 5])?;
+            stream.write_all(b"an answer")
+        });
+        let mut stream = lab.client().connect(server.address());
+        stream.write_all(b"hello").unwrap();
+        stream.read_to_end(&mut Vec::new()).unwrap();
+        let client = stream.local_addr().unwrap().to_string();
+        drop(stream);
+        let record = sheer_tests::wait_until("the record is written", sheer_tests::PATIENCE, || {
+            sheer.records().into_iter().find(|record| record["client"] == client)
+        });
+        assert_eq!(record["original"], server.address().to_string());
+        assert_eq!(record["upstream"], server.address().to_string());
+        assert_eq!(record["source"], server.last().to_string());
+        assert_eq!((&record["bytes_up"], &record["bytes_down"]), (&5.into(), &9.into()));
+        assert_eq!((&record["reason"], &record["by"]), (&"server_closed".into(), &"server".into()));
+    }
+    sheer.stop();
+}
+
+#[test]
+fn access_records_can_go_to_a_file_as_text() {
+    let lab = Lab::new();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_string_lossy().into_owned();
+    let sheer =
+        Sheer::on(&lab).tcp("80").option("--access-log", &path).option("--access-format", "text").start();
+    let server = Server::hello(lab.server(), Family::V4, 80);
+    lab.client().ask(server.address());
+    assert_eq!(sheer.stop().len(), 0, "nothing on stdout");
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.contains(&format!(" original={} ", server.address())), "{text}");
+}
+
+#[test]
 fn the_control_socket_is_for_root_alone() {
     use std::os::unix::fs::PermissionsExt;
     let lab = Lab::new();

@@ -76,8 +76,9 @@ fn a_fixed_source_of_the_other_family_is_never_replaced_by_another_address() {
     let lab = Lab::new();
     let mut sheer = Sheer::on(&lab).tcp("80").source("203.0.113.77").start();
     let server = Server::hello(lab.server(), Family::V6, 80);
-    let mut stream = lab.client().connect(server.address());
-    let error = stream.read(&mut [0; 16]).expect_err("there is no way to serve this with an IPv4 source");
+    let served =
+        lab.client().dial(Dial::to(server.address())).and_then(|mut stream| stream.read(&mut [0; 16]));
+    let error = served.expect_err("there is no way to serve this with an IPv4 source");
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     assert_eq!(server.count(), 0, "the server must not see an address that nobody asked for");
     assert!(sheer.process().is_running());

@@ -36,7 +36,9 @@ pub fn ask(name: &InstanceName, request: Request) -> Result<serde_json::Value, A
     let broken = |source| AskError::Broken { name: name.clone(), source };
     let mut stream = match UnixStream::connect(Places::of(name).socket()) {
         Ok(stream) => stream,
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Err(AskError::Forbidden(name.clone())),
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(AskError::Forbidden(name.clone()));
+        }
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
             return Err(AskError::NotRunning(name.clone()));
         }

@@ -42,6 +42,8 @@ pub struct Config {
     pub access_log: AccessLog,
     /// How they are written.
     pub access_format: RecordFormat,
+    /// Whether the packet programs tell each decision.
+    pub trace: bool,
 }
 
 impl Config {

@@ -129,7 +129,8 @@ fn tcx(
         },
     };
     let taken = program.take_link(id).map_err(|e| refused(link, &e))?;
-    let fd_link: FdLink = taken.try_into().map_err(|e| refused(link, &ProgramError::from(io::Error::other(e))))?;
+    let fd_link: FdLink =
+        taken.try_into().map_err(|e| refused(link, &ProgramError::from(io::Error::other(e))))?;
     pin(fd_link, &pins.staged_ingress_link(&link.name)).map(Some)
 }
 

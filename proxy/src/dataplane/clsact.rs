@@ -25,7 +25,11 @@ pub(super) struct Filter {
 
 impl Filter {
     /// Attaches the program; a filter that a dead process left is given it in place.
-    pub(super) fn attach(program: &mut SchedClassifier, link: &Link, handle: u16) -> Result<Self, DataplaneError> {
+    pub(super) fn attach(
+        program: &mut SchedClassifier,
+        link: &Link,
+        handle: u16,
+    ) -> Result<Self, DataplaneError> {
         // Fails where the qdisc is already there; attaching shows whether it is the right one.
         let made_qdisc = qdisc_add_clsact(&link.name).is_ok();
         let replaced = (!made_qdisc).then(|| left_behind(&link.name, handle)).flatten();
@@ -33,7 +37,8 @@ impl Filter {
             Some(id) => id,
             None => {
                 let handle = TcHandle::new(0, handle);
-                let options = TcAttachOptions::Netlink(NlOptions { priority: PRIORITY, handle, classid: None });
+                let options =
+                    TcAttachOptions::Netlink(NlOptions { priority: PRIORITY, handle, classid: None });
                 program
                     .attach_with_options(&link.name, TcAttachType::Ingress, options)
                     .map_err(|e| refused(link, &e))?
@@ -51,7 +56,8 @@ impl Filter {
 
 /// The filter that a process before us may have left.
 fn left_behind(interface: &str, handle: u16) -> Option<SchedClassifierLink> {
-    SchedClassifierLink::attached(interface, TcAttachType::Ingress, PRIORITY, TcHandle::new(0, handle), None).ok()
+    SchedClassifierLink::attached(interface, TcAttachType::Ingress, PRIORITY, TcHandle::new(0, handle), None)
+        .ok()
 }
 
 /// Removes a filter of ours and, where it was made for us and nobody else uses it, its qdisc.

@@ -26,12 +26,20 @@ pub enum DataplaneError {
         source: Box<aya::programs::ProgramError>,
     },
     /// The object lacks something that this binary expects, or has it of another kind.
-    #[error("the kernel object has no {what} `{name}`: the binary and its object do not belong together; rebuild")]
+    #[error(
+        "the kernel object has no {what} `{name}`: the binary and its object do not belong together; rebuild"
+    )]
     Missing {
         /// Map or program.
         what: &'static str,
         /// Its name.
         name: &'static str,
+    },
+    /// The programs' decisions cannot be heard.
+    #[error("--trace: {source}; it needs the ring buffer of Linux 5.8 or later")]
+    Trace {
+        /// What failed.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A map refused an entry.
     #[error("map `{map}`: {source}")]

@@ -34,7 +34,12 @@ impl KernelFlows {
 }
 
 impl FlowTable for KernelFlows {
-    fn insert_client(&mut self, id: ConnectionId, client: ClientAddr, original: OriginalDst) -> io::Result<()> {
+    fn insert_client(
+        &mut self,
+        id: ConnectionId,
+        client: ClientAddr,
+        original: OriginalDst,
+    ) -> io::Result<()> {
         self.insert(key(client.socket_addr(), original.socket_addr()), id, Side::FromClient)
     }
 

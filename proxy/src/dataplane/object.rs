@@ -1,12 +1,14 @@
 //! The compiled programs, loaded into fresh maps.
 
-use std::{collections::HashSet, net::IpAddr, os::fd::AsFd as _};
+use std::{collections::HashSet, net::IpAddr, os::fd::AsFd as _, thread};
 
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData, PerCpuArray, SockMap},
     programs::{SchedClassifier, SkLookup},
 };
+use aya_log::EbpfLogger;
+use rustix::event::{PollFd, PollFlags, poll};
 use sheer_common::{
     abi::{Address, Family, LocalAddress, MAX_WORKERS, Settings, listener_slot},
     policy::{Action, NAME_LEN, PortRule, Service},
@@ -57,15 +59,20 @@ pub struct Dataplane {
 }
 
 impl Dataplane {
-    /// Loads the programs into the kernel.
+    /// Loads the programs into the kernel; with `trace` they tell each decision, see
+    /// [`Dataplane::start_tracing`].
     ///
     /// # Errors
     /// Without the object, without the privilege, or when the verifier refuses a program.
-    pub fn load() -> Result<Self, DataplaneError> {
+    pub fn load(trace: bool) -> Result<Self, DataplaneError> {
         if OBJECT.is_empty() {
             return Err(DataplaneError::NoObject);
         }
-        let ebpf = EbpfLoader::new().load(OBJECT).map_err(|source| DataplaneError::Load { source })?;
+        let level = if trace { log::Level::Debug as u8 } else { 0 };
+        let ebpf = EbpfLoader::new()
+            .override_global(aya_log::LEVEL, &level, false)
+            .load(OBJECT)
+            .map_err(|source| DataplaneError::Load { source })?;
         let mut dataplane = Self { ebpf };
         dataplane.classifier(program::ETHER)?.load().map_err(refused(program::ETHER))?;
         dataplane.classifier(program::IP)?.load().map_err(refused(program::IP))?;
@@ -89,6 +96,23 @@ impl Dataplane {
     pub fn lookup(&mut self) -> Result<&mut SkLookup, DataplaneError> {
         let found = self.ebpf.program_mut(program::LOOKUP).and_then(|p| p.try_into().ok());
         found.ok_or(DataplaneError::Missing { what: "program", name: program::LOOKUP })
+    }
+
+    /// Passes the programs' decisions on to the log, as debug messages of `sheer_ebpf`, on a thread of its own
+    /// that ends with the process.
+    ///
+    /// # Errors
+    /// When the object has no ring for them, or it cannot be used.
+    pub fn start_tracing(&mut self) -> Result<(), DataplaneError> {
+        let mut logger =
+            EbpfLogger::init(&mut self.ebpf).map_err(|e| DataplaneError::Trace { source: e.into() })?;
+        let follow = move || {
+            while poll(&mut [PollFd::new(&logger, PollFlags::IN)], None).is_ok() {
+                logger.flush();
+            }
+        };
+        let started = thread::Builder::new().name("sheer-trace".into()).spawn(follow);
+        started.map(drop).map_err(|e| DataplaneError::Trace { source: e.into() })
     }
 
     /// The programs with their names, to be pinned.

@@ -162,7 +162,9 @@ fn failed<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> 
     move |source| {
         let cure = match source.kind() {
             io::ErrorKind::PermissionDenied => "run as root",
-            io::ErrorKind::NotFound => "check that /sys is mounted (`ip netns exec` hides it: use `nsenter --net=`)",
+            io::ErrorKind::NotFound => {
+                "check that /sys is mounted (`ip netns exec` hides it: use `nsenter --net=`)"
+            }
             _ => "check `ls -l` on it, and `mount | grep bpf`",
         };
         DataplaneError::Bpffs { doing, path: path.to_owned(), source, cure }

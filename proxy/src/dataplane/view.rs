@@ -14,7 +14,9 @@ use sheer_common::{
     verdict::Counters,
 };
 
-use super::{DataplaneError, Pins, flows::monotonic_ns, object::map, object::refused_entry, object::sum_counters};
+use super::{
+    DataplaneError, Pins, flows::monotonic_ns, object::map, object::refused_entry, object::sum_counters,
+};
 
 /// One connection as the kernel sees it.
 #[derive(Clone, Debug, Serialize)]
@@ -112,7 +114,8 @@ pub fn connections(pins: &Pins) -> Result<Vec<Connection>, DataplaneError> {
         });
         c.idle_s = c.idle_s.min(seconds(now, flow.last_seen_ns));
         c.age_s = c.age_s.max(seconds(now, flow.opened_ns));
-        let (from, to) = (socket(key.family, key.src, key.src_port), socket(key.family, key.dst, key.dst_port));
+        let (from, to) =
+            (socket(key.family, key.src, key.src_port), socket(key.family, key.dst, key.dst_port));
         let traffic = Traffic { packets: flow.packets, bytes: flow.bytes };
         match flow.side {
             Side::FromClient => (c.client, c.original, c.up) = (from, to, traffic),

@@ -43,12 +43,7 @@ pub trait FlowTable {
     fn insert_server(&mut self, flow: &ConnectionTuples) -> io::Result<()>;
 
     /// The end of a connection that never had a server half.
-    fn remove_client(
-        &mut self,
-        id: ConnectionId,
-        client: ClientAddr,
-        original: OriginalDst,
-    );
+    fn remove_client(&mut self, id: ConnectionId, client: ClientAddr, original: OriginalDst);
 
     /// The end: both halves.
     fn remove(&mut self, flow: &ConnectionTuples);

@@ -88,9 +88,9 @@ pub struct Flow {
     pub packets: u64,
     /// Bytes seen, from the IP header on.
     pub bytes: u64,
-    /// When the last packet came: nanoseconds of CLOCK_MONOTONIC, coarse.
+    /// When the last packet came: nanoseconds of CLOCK_MONOTONIC_COARSE.
     pub last_seen_ns: u64,
-    /// When the entry was made: nanoseconds of CLOCK_MONOTONIC.
+    /// When the entry was made: nanoseconds of CLOCK_MONOTONIC_COARSE.
     pub opened_ns: u64,
     /// Number of the connection, the same in both entries, never used twice by one process: whoever acts on
     /// an entry compares it, because the tuple alone may already belong to a successor.

@@ -68,11 +68,14 @@ counted! {
         SteerSocket = steer_socket,
         /// Steered: the ACK that answers a SYN cookie of ours; marked, and the socket lookup finds the listener.
         SteerCookie = steer_cookie,
-        /// The socket lookup gave a steered packet to a listener.
+        /// Steered: an ICMP error about a packet that the proxy sent.
+        SteerIcmp = steer_icmp,
+        /// The socket lookup named a listener: to the stack for a packet that was only marked, or to the tc
+        /// program, which asks for each new connection whether its tuple has a socket already.
         LookupListener = lookup_listener,
         /// Let pass: neither IPv4 nor IPv6.
         PassNotIp = pass_not_ip,
-        /// Let pass: not TCP.
+        /// Let pass: not TCP, nor an ICMP error about one of the proxy's connections.
         PassNotTcp = pass_not_tcp,
         /// Let pass: a fragment.
         PassFragment = pass_fragment,
@@ -118,6 +121,7 @@ impl Verdict {
                 | Self::SteerTimeWait
                 | Self::SteerSocket
                 | Self::SteerCookie
+                | Self::SteerIcmp
                 | Self::LookupListener
         )
     }

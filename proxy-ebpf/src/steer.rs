@@ -14,7 +14,7 @@ use sheer_common::{
     policy::{Action, Service, WhenDown},
     verdict::{HelperFailure, Verdict},
 };
-use sheer_ebpf::parse::{Layer, Segment, parse};
+use sheer_ebpf::parse::{Layer, NotASegment, Segment, icmp, parse};
 
 use crate::{
     kernel::{Frame, Socket, State},
@@ -42,8 +42,10 @@ pub fn ingress(ctx: &TcContext, layer: Layer) -> i32 {
 fn decide(ctx: &TcContext, layer: Layer, now: &Settings) -> Verdict {
     let frame = Frame(ctx);
     let mut segment = Segment::EMPTY;
-    if let Err(reason) = parse(&frame, layer, &mut segment) {
-        return reason.verdict();
+    match parse(&frame, layer, &mut segment) {
+        Ok(()) => {}
+        Err(NotASegment::Icmp) => return complaint(&frame, &mut segment, now),
+        Err(reason) => return reason.verdict(),
     }
     let verdict = if segment.opens() {
         open(ctx, &segment.key, now)
@@ -72,6 +74,18 @@ fn known(ctx: &TcContext, segment: &Segment) -> bool {
         (*flow).last_seen_ns = bpf_ktime_get_coarse_ns();
     }
     true
+}
+
+/// An ICMP message. An error about a packet that the proxy sent from a foreign address goes to that address;
+/// the stack finds the socket by the packet inside, once the error is delivered here.
+#[inline(never)]
+fn complaint(frame: &Frame<'_>, segment: &mut Segment, now: &Settings) -> Verdict {
+    if icmp::embedded(frame, segment).is_none() {
+        return Verdict::PassNotTcp;
+    }
+    let ours = flows.get_ptr(&segment.key).is_some()
+        || Socket::of_tuple(frame.0, &segment.key).is_some_and(|s| s.mark() == Some(now.mark));
+    if ours { Verdict::SteerIcmp } else { Verdict::PassNotTcp }
 }
 
 /// A SYN. The flow table is not asked: an entry may be left from a proxy that is gone.

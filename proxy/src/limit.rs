@@ -111,9 +111,53 @@ pub fn raise_open_files() -> io::Result<Option<u64>> {
     Ok(limit.maximum)
 }
 
+/// Descriptors that are neither a connection's nor a pipe's: listeners, maps, logs, the control socket.
+const OTHER_FILES: u64 = 128;
+
+/// What the limit of open files leaves room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// Over all workers.
+    pub connections: usize,
+    /// Per worker.
+    pub pipes: usize,
+}
+
+impl Budget {
+    /// Cuts `wanted` down to what `open_files` can bear (None: unlimited), so that an accepted connection always finds
+    /// the second descriptor that it needs. Pipes get an eighth at most.
+    #[must_use]
+    pub fn within(open_files: Option<u64>, wanted: Self, workers: usize) -> Self {
+        let Some(open_files) = open_files else { return wanted };
+        let workers = workers.max(1) as u64;
+        let pipes = (wanted.pipes as u64).min(open_files / 8 / (2 * workers));
+        let left = open_files.saturating_sub(OTHER_FILES + 2 * workers * pipes) / 2;
+        Self { connections: (wanted.connections as u64).min(left.max(1)) as usize, pipes: pipes as usize }
+    }
+}
+
+/// The soft limit of open files as it is now; None: unlimited.
+#[must_use]
+pub fn open_files() -> Option<u64> {
+    getrlimit(Resource::Nofile).current
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_budget_leaves_two_descriptors_for_each_connection() {
+        let wanted = Budget { connections: 100_000, pipes: 256 };
+        assert_eq!(Budget::within(None, wanted, 2), wanted);
+        assert_eq!(Budget::within(Some(1 << 20), wanted, 2), wanted);
+        for files in [0, 100, 1024, 4096, 20_000] {
+            let budget = Budget::within(Some(files), wanted, 2);
+            let needed = OTHER_FILES + 2 * budget.connections as u64 + 4 * budget.pipes as u64;
+            assert!(needed <= files || budget.connections == 1, "{files}: {budget:?}");
+        }
+        assert_eq!(Budget::within(Some(1024), wanted, 2), Budget { connections: 384, pipes: 32 });
+    }
 
     #[test]
     fn the_gate_admits_up_to_its_limit_and_again_after_a_drop() {

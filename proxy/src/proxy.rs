@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 
 use crate::accept::Acceptor;
 use crate::drain::DrainStage;
-use crate::limit::Gate;
+use crate::limit::{self, Budget, Gate};
 use crate::record::{AccessLog, AccessLogError, RecordFormat, RecordSink, RecordWriter};
 use crate::relay::pipe::MAX_PIPES;
 use crate::session::{self, FlowTable};
@@ -55,9 +55,9 @@ pub struct ProxyConfig {
     /// SO_MARK of upstream sockets, by which the kernel program knows them; 0: none (needs no privilege).
     pub mark: u32,
     pub timeouts: Timeouts,
-    /// Over all workers.
+    /// Over all workers; fewer if the limit of open files is too low for them.
     pub max_connections: usize,
-    /// Pipes for splice(2), per worker; 0: bulk is copied.
+    /// Pipes for splice(2), per worker, likewise; 0: bulk is copied.
     pub max_pipes: usize,
     pub access_log: AccessLog,
     pub access_format: RecordFormat,
@@ -136,6 +136,7 @@ struct Plan {
     config: Arc<ProxyConfig>,
     stats: Arc<WorkerStats>,
     gate: Arc<Gate>,
+    pipes: usize,
     listeners: Listeners,
     table: Box<dyn FlowTable + Send>,
     sink: RecordSink,
@@ -154,7 +155,8 @@ impl Proxy {
         }
         let writer = RecordWriter::start(&config.access_log, config.access_format)?;
         let stats = Stats::new(listeners.len());
-        let gate = Gate::new(config.max_connections);
+        let budget = budget(&config, listeners.len());
+        let gate = Gate::new(budget.connections);
         let (stages, follow) = watch::channel(DrainStage::Running);
         let (report, exits) = mpsc::unbounded_channel();
         let mut proxy = Self { stages, threads: Vec::new(), exits, running: 0, stats, gate, writer: None };
@@ -166,6 +168,7 @@ impl Proxy {
                 sink: writer.sink(Arc::clone(&stats)),
                 stats,
                 gate: Arc::clone(&proxy.gate),
+                pipes: budget.pipes,
                 listeners,
                 table,
                 stages: follow.clone(),
@@ -206,6 +209,12 @@ impl Proxy {
     #[must_use]
     pub fn live(&self) -> usize {
         self.gate.live()
+    }
+
+    /// The limit in force, over all workers.
+    #[must_use]
+    pub fn max_connections(&self) -> usize {
+        self.gate.max()
     }
 
     #[must_use]
@@ -260,6 +269,22 @@ impl Proxy {
     }
 }
 
+fn budget(config: &ProxyConfig, workers: usize) -> Budget {
+    let wanted = Budget { connections: config.max_connections, pipes: config.max_pipes };
+    let files = limit::open_files();
+    let budget = Budget::within(files, wanted, workers);
+    if budget.connections < wanted.connections {
+        log::warn!(
+            "at most {} of {} connections (--max-connections): the limit of open files is {}, and a connection takes two; \
+             raise it (ulimit -n, LimitNOFILE=)",
+            budget.connections,
+            wanted.connections,
+            files.unwrap_or_default()
+        );
+    }
+    budget
+}
+
 /// Returns when the worker accepts.
 fn spawn(plan: Plan, report: mpsc::UnboundedSender<Exit>) -> Result<JoinHandle<()>, StartError> {
     let index = plan.index;
@@ -293,8 +318,8 @@ fn run(plan: Plan, ready: &Sender<()>) -> io::Result<()> {
 }
 
 async fn work(plan: Plan, ready: &Sender<()>) -> io::Result<()> {
-    let Plan { index, config, stats, gate, listeners, table, sink, stages } = plan;
-    let worker = Rc::new(Worker::new(index, config, stats, gate, table, sink));
+    let Plan { index, config, stats, gate, pipes, listeners, table, sink, stages } = plan;
+    let worker = Rc::new(Worker::new(index, config, stats, gate, pipes, table, sink));
     let mut parts = JoinSet::new();
     for listener in [Some(listeners.v4), listeners.v6].into_iter().flatten() {
         let acceptor = Acceptor::new(listener, &worker)?;

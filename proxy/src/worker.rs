@@ -62,6 +62,7 @@ impl Worker {
         config: Arc<ProxyConfig>,
         stats: Arc<WorkerStats>,
         gate: Arc<Gate>,
+        pipes: usize,
         table: Box<dyn FlowTable + Send>,
         sink: RecordSink,
     ) -> Self {
@@ -72,7 +73,7 @@ impl Worker {
                 idle: timeouts.idle.into(),
                 half_close: timeouts.half_close.into(),
             },
-            bench: RefCell::new(Bench::new(PipePool::new(config.max_pipes))),
+            bench: RefCell::new(Bench::new(PipePool::new(pipes))),
             config,
             stats,
             gate,
@@ -159,6 +160,7 @@ impl Worker {
                     ticked?;
                     self.deadlines.borrow_mut().tick();
                     self.sink.borrow_mut().flush();
+                    self.bench.borrow_mut().pipes.retry();
                     self.wake_acceptors();
                 }
                 changed = stages.changed() => {

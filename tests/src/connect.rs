@@ -1,6 +1,6 @@
 //! The client's side of a connection.
 
-use std::io;
+use std::io::{self, Read};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -64,6 +64,20 @@ pub fn connect(dial: Dial) -> io::Result<TcpStream> {
     let stream = TcpStream::from(socket);
     patient(&stream);
     Ok(stream)
+}
+
+/// read(2), tried again when it was interrupted: a socket with a timeout is, with no signal handler in sight, whenever the
+/// process is stopped and continued (signal(7)).
+///
+/// # Errors
+/// Those of read(2).
+pub fn read(from: &mut impl Read, into: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match from.read(into) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
 }
 
 /// Lets reads and writes fail rather than hang.

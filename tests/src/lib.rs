@@ -35,7 +35,7 @@ mod sheer;
 mod wait;
 
 pub use capture::{Capture, Packet};
-pub use connect::{Dial, connect, reset};
+pub use connect::{Dial, connect, read, reset};
 pub use feature::{Feature, missing};
 pub use lab::{Family, Host, Lab, LabBuilder};
 pub use leaks::Footprint;

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io::{self, Read, Write};
 
+use crate::connect::read;
+
 /// A long, non-repeating block, sent over and over. Its length is a prime, so that a lost, doubled or moved piece of any
 /// likely size shows.
 #[derive(Debug)]
@@ -77,7 +79,7 @@ impl Pattern {
         let mut buffer = vec![0; CHUNK];
         let mut offset = 0;
         loop {
-            let count = match from.read(&mut buffer) {
+            let count = match read(from, &mut buffer) {
                 Ok(0) => return Ok(offset),
                 Ok(count) => count,
                 Err(error) => return Err(PatternError::Broken(offset, error)),

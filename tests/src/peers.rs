@@ -1,13 +1,13 @@
 //! Servers with real sockets that remember whom they saw.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::connect::patient;
+use crate::connect::{patient, read};
 use crate::lab::{Family, Host};
 use crate::wait::{PATIENCE, wait_until};
 
@@ -58,7 +58,7 @@ impl Server {
         Self::start(host, family, port, |mut stream| {
             let mut buffer = vec![0; 64 * 1024];
             loop {
-                match stream.read(&mut buffer)? {
+                match read(&mut stream, &mut buffer)? {
                     0 => return stream.shutdown(Shutdown::Write),
                     count => stream.write_all(&buffer[..count])?,
                 }

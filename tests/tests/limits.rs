@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use sheer_tests::{Dial, Family, Lab, PATIENCE, Server, Sheer, wait_until};
+use sheer_tests::{Dial, Family, Lab, PATIENCE, Server, Sheer, read, wait_until};
 
 #[test]
 fn beyond_the_connection_limit_new_ones_wait_and_it_is_said() {
@@ -108,7 +108,7 @@ fn a_destination_that_is_routed_back_here_does_not_go_round_for_ever() {
         lab.middle().configure(&format!("route add {net}.0/24 via {}\n", lab.server().ip(family)));
         let nowhere: IpAddr = format!("{net}.9").parse().unwrap();
         let dial = Dial::to(SocketAddr::new(nowhere, 80)).within(Duration::from_secs(5));
-        let ended = lab.client().dial(dial).and_then(|mut stream| stream.read(&mut [0]));
+        let ended = lab.client().dial(dial).and_then(|mut stream| read(&mut stream, &mut [0]));
         assert!(ended.is_err(), "{source}: nobody is there, and yet: {ended:?}");
         let accepted = sheer.json("status")["connections"]["accepted"].as_u64().unwrap();
         assert!(accepted <= 3, "{source}: one connection was taken {accepted} times");

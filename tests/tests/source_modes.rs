@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 
-use sheer_tests::{Dial, Family, Lab, Server, Sheer};
+use sheer_tests::{Dial, Family, Lab, Server, Sheer, read};
 
 #[test]
 fn by_default_the_server_sees_the_clients_own_address() {
@@ -77,7 +77,7 @@ fn a_fixed_source_of_the_other_family_is_never_replaced_by_another_address() {
     let mut sheer = Sheer::on(&lab).tcp("80").source("203.0.113.77").start();
     let server = Server::hello(lab.server(), Family::V6, 80);
     let served =
-        lab.client().dial(Dial::to(server.address())).and_then(|mut stream| stream.read(&mut [0; 16]));
+        lab.client().dial(Dial::to(server.address())).and_then(|mut stream| read(&mut stream, &mut [0; 16]));
     let error = served.expect_err("there is no way to serve this with an IPv4 source");
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     assert_eq!(server.count(), 0, "the server must not see an address that nobody asked for");

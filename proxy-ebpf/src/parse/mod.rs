@@ -5,6 +5,7 @@
 //! Anything else (VLAN tags, IP options, extension headers, headers outside the linear part) goes through
 //! [`walk`], which copies header by header.
 
+pub mod icmp;
 mod plain;
 mod walk;
 
@@ -39,7 +40,7 @@ pub struct Segment {
     pub key: FlowKey,
     /// Offset of the IP header in the frame.
     pub ip_offset: u32,
-    /// Offset of the TCP header in the frame.
+    /// Offset of the TCP header in the frame; of the ICMP header, where there is one instead.
     pub tcp_offset: u32,
     /// The flag byte of the TCP header (RFC 9293, 3.1).
     pub flags: u8,
@@ -78,7 +79,9 @@ impl Segment {
 pub enum NotASegment {
     /// Neither IPv4 nor IPv6.
     NotIp,
-    /// IP, but not TCP.
+    /// ICMP or ICMPv6. The segment then holds the offsets of both headers, for [`icmp::embedded`] to go on from.
+    Icmp,
+    /// IP, but neither of these nor TCP.
     NotTcp,
     /// A fragment: only the first carries ports.
     Fragment,
@@ -93,7 +96,7 @@ impl NotASegment {
     pub const fn verdict(self) -> Verdict {
         match self {
             Self::NotIp => Verdict::PassNotIp,
-            Self::NotTcp => Verdict::PassNotTcp,
+            Self::Icmp | Self::NotTcp => Verdict::PassNotTcp,
             Self::Fragment => Verdict::PassFragment,
             Self::Malformed => Verdict::PassMalformed,
         }
@@ -108,6 +111,8 @@ pub(crate) const ETHERNET_LEN: u32 = 14;
 pub(crate) const IPV4_LEN: u32 = 20;
 pub(crate) const IPV6_LEN: u32 = 40;
 pub(crate) const PROTO_TCP: u8 = 6;
+pub(crate) const PROTO_ICMP: u8 = 1;
+pub(crate) const PROTO_ICMPV6: u8 = 58;
 
 /// Reads a frame into `segment`, whose former content does not matter.
 ///

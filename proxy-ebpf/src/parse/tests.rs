@@ -195,3 +195,51 @@ fn headers_that_contradict_themselves_are_malformed() {
     v6[18] = 0x40;
     assert_eq!(both(&v6, Layer::Ethernet), Err(Malformed));
 }
+
+/// An ICMP error with the packet that it is about, as a router sends it.
+fn icmp_error(kind: u8, about: &[u8], v6: bool) -> Vec<u8> {
+    let mut icmp = vec![kind, 4, 0, 0, 0, 0, 5, 20];
+    icmp.extend(about);
+    if v6 {
+        return ipv6(58, &icmp);
+    }
+    let mut packet = ipv4(0, &icmp);
+    packet[9] = 1;
+    packet
+}
+
+fn complaint(packet: &[u8]) -> Option<FlowKey> {
+    let packet = Bytes(packet.to_vec());
+    let mut segment = Segment::EMPTY;
+    assert_eq!(parse(&packet, Layer::Ip, &mut segment), Err(Icmp));
+    icmp::embedded(&packet, &mut segment).map(|()| segment.key)
+}
+
+#[test]
+fn an_icmp_error_names_the_connection_as_its_packets_come_in() {
+    let sent = ipv4(8, &tcp_header(0));
+    for kind in [3, 11, 12] {
+        let key = complaint(&icmp_error(kind, &sent[..28 + 8], false)).unwrap();
+        assert_eq!((key.src, key.dst), (Address::v4([192, 0, 2, 9]), Address::v4([10, 1, 2, 3])));
+        assert_eq!((key.src_port, key.dst_port), (443, 40000));
+    }
+    let sent = ipv6(6, &tcp_header(0));
+    for kind in 1..=4 {
+        let key = complaint(&icmp_error(kind, &sent, true)).unwrap();
+        assert_eq!((key.src.bytes[15], key.dst.bytes[15], key.src_port), (2, 1, 443));
+    }
+}
+
+#[test]
+fn other_icmp_messages_name_none() {
+    let sent = ipv4(0, &tcp_header(0));
+    assert_eq!(complaint(&icmp_error(8, &sent, false)), None, "an echo request");
+    assert_eq!(complaint(&icmp_error(3, &sent[..22], false)), None, "cut before the ports");
+    let mut udp = sent.clone();
+    udp[9] = 17;
+    assert_eq!(complaint(&icmp_error(3, &udp, false)), None, "about a datagram");
+    let mut later = sent;
+    later[7] = 1;
+    assert_eq!(complaint(&icmp_error(3, &later, false)), None, "about a later fragment");
+    assert_eq!(complaint(&icmp_error(135, &ipv6(6, &tcp_header(0)), true)), None, "a neighbour solicitation");
+}

@@ -4,7 +4,7 @@ use sheer_common::abi::{Address, Family};
 
 use super::{
     ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, IPV4_LEN, IPV6_LEN, Layer,
-    NotASegment, PROTO_TCP, Packet, Segment,
+    NotASegment, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, Packet, Segment,
 };
 
 /// Tags that are followed; a frame with more is not for us.
@@ -70,7 +70,8 @@ fn ipv4<P: Packet>(packet: &P, at: u32, to: &mut Segment) -> Result<(), NotASegm
     if h[0] >> 4 != 4 || header_len < IPV4_LEN || (total_len != 0 && total_len < header_len) {
         return Err(NotASegment::Malformed);
     }
-    if h[9] != PROTO_TCP {
+    let protocol = h[9];
+    if protocol != PROTO_TCP && protocol != PROTO_ICMP {
         return Err(NotASegment::NotTcp);
     }
     // More fragments, or an offset: either way not a whole datagram.
@@ -80,7 +81,7 @@ fn ipv4<P: Packet>(packet: &P, at: u32, to: &mut Segment) -> Result<(), NotASegm
     let src = Address::v4([h[12], h[13], h[14], h[15]]);
     let dst = Address::v4([h[16], h[17], h[18], h[19]]);
     to.set_ip(Family::V4, src, dst, at, at + header_len);
-    tcp(packet, to)
+    if protocol == PROTO_TCP { tcp(packet, to) } else { Err(NotASegment::Icmp) }
 }
 
 #[inline(always)]
@@ -89,14 +90,18 @@ fn ipv6<P: Packet>(packet: &P, at: u32, to: &mut Segment) -> Result<(), NotASegm
     if h[0] >> 4 != 6 {
         return Err(NotASegment::Malformed);
     }
-    let tcp_at = skip_extensions(packet, h[6], at + IPV6_LEN)?;
+    let (protocol, transport_at) = skip_extensions(packet, h[6], at + IPV6_LEN)?;
     let (src, dst) = split_addresses(&h);
-    to.set_ip(Family::V6, src, dst, at, tcp_at);
-    tcp(packet, to)
+    to.set_ip(Family::V6, src, dst, at, transport_at);
+    match protocol {
+        PROTO_TCP => tcp(packet, to),
+        PROTO_ICMPV6 => Err(NotASegment::Icmp),
+        _ => Err(NotASegment::NotTcp),
+    }
 }
 
 #[inline(always)]
-fn split_addresses(h: &[u8; IPV6_LEN as usize]) -> (Address, Address) {
+pub(super) fn split_addresses(h: &[u8; IPV6_LEN as usize]) -> (Address, Address) {
     let mut src = [0; 16];
     let mut dst = [0; 16];
     src.copy_from_slice(&h[8..24]);
@@ -104,18 +109,17 @@ fn split_addresses(h: &[u8; IPV6_LEN as usize]) -> (Address, Address) {
     (Address::v6(src), Address::v6(dst))
 }
 
-/// The offset of the TCP header behind any extension headers (RFC 8200, section 4).
+/// The protocol behind any extension headers, and the offset of its header (RFC 8200, section 4).
 #[inline(always)]
-fn skip_extensions<P: Packet>(packet: &P, first: u8, at: u32) -> Result<u32, NotASegment> {
+fn skip_extensions<P: Packet>(packet: &P, first: u8, at: u32) -> Result<(u8, u32), NotASegment> {
     let mut next = first;
     let mut at = at;
     for _ in 0..MAX_EXTENSIONS {
         let unit = match next {
-            PROTO_TCP => return Ok(at),
             EXT_FRAGMENT => return Err(NotASegment::Fragment),
             EXT_HOP_BY_HOP | EXT_ROUTING | EXT_DESTINATION => 8,
             EXT_AUTHENTICATION => 4,
-            _ => return Err(NotASegment::NotTcp),
+            protocol => return Ok((protocol, at)),
         };
         let [following, len] = packet.copy::<2>(at).ok_or(NotASegment::Malformed)?;
         // In units of eight bytes beyond the first eight; the authentication header counts four-byte units,
@@ -123,7 +127,7 @@ fn skip_extensions<P: Packet>(packet: &P, first: u8, at: u32) -> Result<u32, Not
         at += if unit == 8 { (u32::from(len) + 1) * 8 } else { (u32::from(len) + 2) * 4 };
         next = following;
     }
-    if next == PROTO_TCP { Ok(at) } else { Err(NotASegment::NotTcp) }
+    Ok((next, at))
 }
 
 #[inline(always)]

@@ -49,7 +49,7 @@ pub struct Attachments {
 impl Attachments {
     /// Attaches the socket lookup and then the tc program to every link, pins what can be pinned in the
     /// stage, and takes over what a process before left. `filter_handle` tells this instance's filters under
-    /// clsact apart from another one's.
+    /// clsact apart from another one's; `filters_before` are those that the process before had.
     ///
     /// # Errors
     /// When the kernel refuses; what was attached until then is detached again.
@@ -58,6 +58,7 @@ impl Attachments {
         links: &[Link],
         mode: AttachMode,
         filter_handle: u16,
+        filters_before: &[ClsactState],
         pins: &Pins,
     ) -> Result<Self, DataplaneError> {
         // The lookup first: from the first marked packet on, the stack may ask it.
@@ -72,7 +73,7 @@ impl Attachments {
             let program = dataplane.classifier(name)?;
             match tcx(program, link, mode, pins)? {
                 Some(tcx) => made._links.push(tcx),
-                None => made.filters.push(Filter::attach(program, link, filter_handle)?),
+                None => made.filters.push(Filter::attach(program, link, filter_handle, filters_before)?),
             }
         }
         Ok(made)

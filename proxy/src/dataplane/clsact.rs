@@ -24,15 +24,18 @@ pub(super) struct Filter {
 }
 
 impl Filter {
-    /// Attaches the program; a filter that a dead process left is given it in place.
+    /// Attaches the program; a filter that a dead process left is given it in place, and what that process
+    /// made goes with us. `before` is what it wrote down.
     pub(super) fn attach(
         program: &mut SchedClassifier,
         link: &Link,
         handle: u16,
+        before: &[ClsactState],
     ) -> Result<Self, DataplaneError> {
         // Fails where the qdisc is already there; attaching shows whether it is the right one.
-        let made_qdisc = qdisc_add_clsact(&link.name).is_ok();
-        let replaced = (!made_qdisc).then(|| left_behind(&link.name, handle)).flatten();
+        let added_qdisc = qdisc_add_clsact(&link.name).is_ok();
+        let made_qdisc = added_qdisc || before.iter().any(|b| b.made_qdisc && b.interface == link.name);
+        let replaced = (!added_qdisc).then(|| left_behind(&link.name, handle)).flatten();
         let id = match replaced.and_then(|old| program.attach_to_link(old).ok()) {
             Some(id) => id,
             None => {

@@ -87,9 +87,9 @@ fn entry(id: ConnectionId, side: Side) -> Flow {
     }
 }
 
-/// Nanoseconds of CLOCK_MONOTONIC, the clock of the programs' timestamps.
+/// Nanoseconds of CLOCK_MONOTONIC_COARSE, the clock of the programs' timestamps.
 #[must_use]
 pub fn monotonic_ns() -> u64 {
-    let t = clock_gettime(ClockId::Monotonic);
+    let t = clock_gettime(ClockId::MonotonicCoarse);
     u64::try_from(t.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(t.tv_nsec).unwrap_or(0)
 }

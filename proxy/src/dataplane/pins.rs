@@ -1,11 +1,12 @@
 //! What stands in bpffs: `maps/`, `progs/` and `links/` of one instance.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
 };
 
-use rustix::fs::statfs;
+use rustix::fs::{FlockOperation, flock, statfs};
 
 use super::{DataplaneError, object::map, object::program};
 use crate::instance::InstanceName;
@@ -150,8 +151,15 @@ fn remove_tree(root: &Path) -> Result<(), DataplaneError> {
 
 fn mount_bpffs() -> Result<(), DataplaneError> {
     let path = Path::new(BPFFS);
-    let mounted = statfs(path).is_ok_and(|s| s.f_type as u64 == BPFFS_MAGIC);
-    if mounted {
+    let mounted = || statfs(path).is_ok_and(|s| s.f_type as u64 == BPFFS_MAGIC);
+    if mounted() {
+        return Ok(());
+    }
+    // Two instances that start at once must not mount twice: the pins of one would be hidden. The lock is on the
+    // directory below the mount.
+    let below = File::open(path).map_err(failed("opening", path))?;
+    flock(&below, FlockOperation::LockExclusive).map_err(|e| failed("locking", path)(e.into()))?;
+    if mounted() {
         return Ok(());
     }
     rustix::mount::mount("bpf", path, "bpf", rustix::mount::MountFlags::empty(), None)

@@ -168,6 +168,12 @@ impl Direction {
         from: &Stream,
         bench: &mut Bench,
     ) -> Poll<io::Result<Fetched>> {
+        if self.bulk && from.saw_urgent() {
+            (self.bulk, self.no_splice, self.streak) = (false, true, 0);
+            if let Held::Pipe(pipe, _) = std::mem::take(&mut self.held) {
+                bench.pipes.put_back(pipe, true);
+            }
+        }
         if self.bulk {
             let pipe = match std::mem::take(&mut self.held) {
                 Held::Pipe(pipe, _) => Some(pipe),

@@ -45,6 +45,8 @@ pub struct PipePool {
     idle: Vec<Pipe>,
     in_use: usize,
     max: usize,
+    /// The kernel gave no pipe; not asked again until [`PipePool::retry`].
+    exhausted: bool,
     /// Times that a direction asked in vain.
     refused: u64,
 }
@@ -52,7 +54,7 @@ pub struct PipePool {
 impl PipePool {
     #[must_use]
     pub fn new(max: usize) -> Self {
-        Self { idle: Vec::new(), in_use: 0, max, refused: 0 }
+        Self { idle: Vec::new(), in_use: 0, max, exhausted: false, refused: 0 }
     }
 
     #[must_use]
@@ -65,10 +67,19 @@ impl PipePool {
         self.in_use
     }
 
+    /// Lets the kernel be asked again; to be called once in a while.
+    pub fn retry(&mut self) {
+        self.exhausted = false;
+    }
+
     pub(super) fn take(&mut self) -> Option<Pipe> {
         let pipe = match self.idle.pop() {
             Some(pipe) => Some(pipe),
-            None if self.in_use < self.max => Pipe::new(),
+            None if self.in_use < self.max && !self.exhausted => {
+                let pipe = Pipe::new();
+                self.exhausted = pipe.is_none();
+                pipe
+            }
             None => None,
         };
         match pipe {

@@ -4,16 +4,16 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags};
+use socket2::SockRef;
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 
 use super::pipe::MAX_PIPES;
 use super::*;
 
 /// Bounds a test that hangs; none that passes waits for it.
-const HANG: Duration = Duration::from_secs(20);
+const HANG: Duration = Duration::from_secs(10);
 /// A chain that took nothing for so long is full.
 const FULL: Duration = Duration::from_millis(150);
 
@@ -27,6 +27,7 @@ fn pair() -> (TcpStream, OwnedFd) {
     let inner = listener.accept().unwrap().0;
     inner.set_nonblocking(true).unwrap();
     inner.set_nodelay(true).unwrap();
+    SockRef::from(&inner).set_out_of_band_inline(true).unwrap();
     outer.set_read_timeout(Some(HANG)).unwrap();
     outer.set_write_timeout(Some(HANG)).unwrap();
     (outer, inner.into())
@@ -37,8 +38,18 @@ fn relay_with<T: Send + 'static>(
     max_pipes: usize,
     peers: impl FnOnce(TcpStream, TcpStream) -> T + Send + 'static,
 ) -> (RelayOutcome, T, Bench) {
-    let (client, client_side) = pair();
+    relay_after(|_| {}, max_pipes, peers)
+}
+
+/// As [`relay_with`], with something sent by the client before the relay starts.
+fn relay_after<T: Send + 'static>(
+    early: impl FnOnce(&mut TcpStream),
+    max_pipes: usize,
+    peers: impl FnOnce(TcpStream, TcpStream) -> T + Send + 'static,
+) -> (RelayOutcome, T, Bench) {
+    let (mut client, client_side) = pair();
     let (server, server_side) = pair();
+    early(&mut client);
     let peers = thread::spawn(move || peers(client, server));
     let mut bench = Bench::new(PipePool::new(max_pipes));
     let outcome = runtime().block_on(async {
@@ -153,23 +164,21 @@ fn a_reset_is_passed_on_past_a_stuck_reader() {
 
 /// Writes until the whole chain takes nothing more.
 fn fill(stream: &mut TcpStream) {
-    stream.set_nonblocking(true).unwrap();
-    let chunk = [7; 64 * 1024];
-    while polled(stream, PollFlags::OUT, Some(FULL)) {
-        while stream.write(&chunk).is_ok() {}
-    }
-    stream.set_nonblocking(false).unwrap();
+    stream.set_write_timeout(Some(FULL)).unwrap();
+    while stream.write(&[7; 64 * 1024]).is_ok() {}
+    stream.set_write_timeout(Some(HANG)).unwrap();
 }
 
-/// False when nothing happened in the time.
-fn polled(stream: &TcpStream, what: PollFlags, within: Option<Duration>) -> bool {
-    let within = within.map(|time| time.try_into().unwrap());
-    rustix::event::poll(&mut [PollFd::new(stream, what)], within.as_ref()).unwrap() > 0
-}
-
+/// The error that a stream gets though nobody reads from it.
 fn wait_for_error(stream: &TcpStream) -> io::Error {
-    assert!(polled(stream, PollFlags::empty(), Some(HANG)), "no reset came");
-    stream.take_error().unwrap().expect("an error was reported")
+    let deadline = Instant::now() + HANG;
+    loop {
+        if let Some(error) = stream.take_error().unwrap() {
+            return error;
+        }
+        assert!(Instant::now() < deadline, "no reset came");
+        thread::yield_now();
+    }
 }
 
 #[test]
@@ -187,6 +196,40 @@ fn data_before_fin_is_never_lost() {
         });
         assert_eq!((outcome.bytes_up, outcome.reason), (size as u64, CloseReason::ClientClosed));
     }
+}
+
+fn send_with_urgent(stream: &mut TcpStream) {
+    stream.write_all(b"before").unwrap();
+    SockRef::from(&*stream).send_out_of_band(b"!").unwrap();
+    stream.write_all(b"after").unwrap();
+}
+
+#[test]
+fn an_urgent_byte_arrives_in_its_place_and_holds_nothing_back() {
+    let (outcome, ..) = relay_after(send_with_urgent, MAX_PIPES, |client, mut server| {
+        let mut bytes = [0; 12];
+        server.read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"before!after");
+        drop(client);
+    });
+    assert_eq!(outcome.bytes_up, 12);
+}
+
+#[test]
+fn an_urgent_byte_gets_past_splice() {
+    const BULK: usize = 4 * 1024 * 1024;
+    let (outcome, ..) = relay_with(MAX_PIPES, |mut client, mut server| {
+        let writer = thread::spawn(move || {
+            client.write_all(&pattern(BULK, 5)).unwrap();
+            send_with_urgent(&mut client);
+            client
+        });
+        let mut bytes = vec![0; BULK + 12];
+        server.read_exact(&mut bytes).unwrap();
+        assert!(bytes.ends_with(b"before!after"));
+        drop(writer.join().unwrap());
+    });
+    assert_eq!(outcome.bytes_up, BULK as u64 + 12);
 }
 
 /// Both ways at once, and every byte compared.

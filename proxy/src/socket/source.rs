@@ -163,6 +163,8 @@ fn make(mark: u32, upstream: UpstreamAddr) -> Result<Socket, SourceError> {
         })?;
     }
     socket.set_tcp_nodelay(true).map_err(resources)?;
+    // Without it an urgent byte, as telnet sends it, would not be read at all.
+    socket.set_out_of_band_inline(true).map_err(resources)?;
     Ok(socket)
 }
 
@@ -238,6 +240,17 @@ mod tests {
         assert!(second.port_changed);
         assert_eq!(second.source.ip(), client.ip());
         assert_ne!(second.source.port(), first.source.port());
+    }
+
+    #[test]
+    fn ipv6_sources_work_the_same() {
+        // A host without IPv6 has nothing to test here.
+        let Ok(server) = TcpListener::bind("[::1]:0") else { return };
+        let upstream = UpstreamAddr::new(server.local_addr().unwrap());
+        let client = ClientAddr::new("[::1]:9".parse().unwrap());
+        let started = start_connect(SourceMode::Client, 0, client, upstream).unwrap();
+        assert_eq!(server.accept().unwrap().1, started.source.socket_addr());
+        assert_eq!(started.source.ip(), client.ip());
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub struct Stream {
 impl Stream {
     /// Takes a nonblocking socket; must be called on a thread of a runtime. On failure the peer gets an RST.
     pub fn register(fd: OwnedFd) -> io::Result<Self> {
-        match sys::register(fd, Interest::READABLE | Interest::WRITABLE) {
+        match sys::register(fd, Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY) {
             Ok(io) => Ok(Self { io }),
             Err((fd, error)) => {
                 reset(&fd);
@@ -37,7 +37,7 @@ impl Stream {
         let guard = ready!(self.io.poll_write_ready(cx))?;
         let ready = guard.ready();
         if ready.is_error() || ready.is_write_closed() {
-            return Poll::Ready(Err(self.take_error().unwrap_or_else(|| Errno::CONNREFUSED.into())));
+            return Poll::Ready(self.take_error().map_or(Ok(()), Err));
         }
         Poll::Ready(Ok(()))
     }
@@ -48,7 +48,7 @@ impl Stream {
             let mut guard = ready!(self.io.poll_read_ready(cx))?;
             match rustix::net::recv(self.io.get_ref(), &mut *buffer, RecvFlags::empty()) {
                 Ok((_, n)) => {
-                    if n > 0 && n < buffer.len() {
+                    if n > 0 && n < buffer.len() && !self.saw_urgent() {
                         guard.clear_ready();
                     }
                     return Poll::Ready(Ok(n));
@@ -58,6 +58,13 @@ impl Stream {
                 Err(error) => return Poll::Ready(Err(error.into())),
             }
         }
+    }
+
+    /// The peer has sent urgent data (RFC 6093), once in the connection's life. A read ends before and after an urgent
+    /// byte, so that a short one says nothing, and splice(2) does not get past it.
+    pub fn saw_urgent(&self) -> bool {
+        // Asks the reactor's memory, not the kernel; what it saw is never forgotten.
+        self.io.try_io(Interest::PRIORITY, |_| Ok(())).is_ok()
     }
 
     /// Moves up to `limit` bytes into an empty pipe; 0 is the end of the stream.

@@ -95,8 +95,9 @@ fn listen(ip: IpAddr, options: ListenOptions) -> Result<TcpListener, ListenError
     if domain == Domain::IPV6 {
         socket.set_only_v6(true).map_err(failed("made IPv6 only"))?;
     }
-    // Accepted sockets inherit it: no call per connection.
+    // Accepted sockets inherit both: no call per connection.
     socket.set_tcp_nodelay(true).map_err(failed("set to TCP_NODELAY"))?;
+    socket.set_out_of_band_inline(true).map_err(failed("set to SO_OOBINLINE"))?;
     socket.bind(&SocketAddr::new(ip, 0).into()).map_err(failed("bound to loopback"))?;
     socket.listen(options.backlog).map_err(failed("listened on"))?;
     Ok(socket.into())

@@ -54,7 +54,9 @@ pub fn poll_connected(stream: &Stream, cx: &mut Context<'_>) -> Poll<Result<(), 
 #[must_use]
 pub fn reason_of(error: &io::Error) -> CloseReason {
     match error.raw_os_error() {
-        Some(libc::ECONNREFUSED | libc::ECONNRESET) => CloseReason::Refused,
+        Some(libc::ECONNREFUSED) => CloseReason::Refused,
+        // The connection stood, if only for a moment.
+        Some(libc::ECONNRESET | libc::EPIPE) => CloseReason::ServerReset,
         Some(libc::ETIMEDOUT) => CloseReason::ConnectTimeout,
         Some(
             libc::EHOSTUNREACH
@@ -63,8 +65,7 @@ pub fn reason_of(error: &io::Error) -> CloseReason {
             | libc::ENETDOWN
             | libc::ENOPROTOOPT
             | libc::EACCES
-            | libc::EPERM
-            | libc::EINVAL,
+            | libc::EPERM,
         ) => CloseReason::Unreachable,
         Some(libc::EADDRNOTAVAIL | libc::EADDRINUSE) => CloseReason::SourceExhausted,
         Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => CloseReason::NoResources,

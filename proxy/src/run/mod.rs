@@ -1,34 +1,33 @@
 //! `sheer run`: everything started in an order in which no packet finds half of it, and taken down in reverse.
 
+mod predecessor;
+mod shown;
+
 use std::{
     cell::{Cell, RefCell},
-    io, process,
+    io,
     rc::Rc,
     sync::Arc,
     time::Instant,
 };
 
-use sheer_common::{
-    abi::Settings,
-    verdict::{HelperFailure, Verdict},
-};
+use sheer_common::abi::Settings;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{Notify, watch},
-    task::{LocalSet, spawn_local},
+    task::{JoinHandle, LocalSet, spawn_local},
     time::sleep,
 };
 
 use crate::{
-    admin::{self, InterfaceStatus, Request, RouteStatus, ServiceStatus, Status},
+    admin::{self, Request},
     config::Config,
-    dataplane::{Attachments, Dataplane, DataplaneError, Pins, clsact, view},
+    dataplane::{Attachments, Dataplane, DataplaneError, Pins, clsact},
     instance::{InstanceError, InstanceLock, Places, State},
     leftover,
     proxy::{Proxy, StartError, WorkerFailure},
     route::{self, AddressSet, Link, Numbers, RouteError, RouteGuard, RoutePlan},
     socket::{self, ListenError},
-    stats::Stats,
 };
 
 /// Why an instance could not start, or ended otherwise than by being told to.
@@ -116,7 +115,8 @@ impl Signals {
 struct Instance {
     attachments: Attachments,
     pinned: Published,
-    route: Option<RouteGuard>,
+    route: Rc<RouteGuard>,
+    following: JoinHandle<()>,
     proxy: Proxy,
     dataplane: Rc<RefCell<Dataplane>>,
     config: Rc<Config>,
@@ -144,8 +144,8 @@ impl Instance {
         let lock = places.lock()?;
         let pins = Pins::of(&config.instance);
         let links = listed_links(&config).await?;
-        let before = predecessor(&pins, &places);
-        let numbers = choose(&config, before.as_ref()).await?;
+        let before = predecessor::find(&pins, &places);
+        let numbers = predecessor::choose(&config, before.as_ref()).await?;
 
         pins.prepare()?;
         let mut dataplane = Dataplane::load(config.trace)?;
@@ -167,7 +167,9 @@ impl Instance {
         let route = RouteGuard::install(plan).await?;
         // Under clsact an instance is told by its table, as in the route rules.
         let filter_handle = (numbers.table & 0xffff) as u16;
-        let attachments = Attachments::make(&mut dataplane, &links, config.attach, filter_handle, &pins)?;
+        let filters_before = before.as_ref().map_or(&[][..], |b| &b.clsact);
+        let attachments =
+            Attachments::make(&mut dataplane, &links, config.attach, filter_handle, filters_before, &pins)?;
         pins.stage(&mut dataplane)?;
         pins.publish()?;
         let pinned = Published(pins);
@@ -177,18 +179,20 @@ impl Instance {
             priority: numbers.priority,
             clsact: attachments.clsact(),
         };
-        clear_predecessor(before, &state).await;
+        predecessor::clear(before, &state).await;
         places.write_state(&state)?;
 
         if config.trace {
             dataplane.start_tracing()?;
         }
         let dataplane = Rc::new(RefCell::new(dataplane));
-        spawn_local(follow_addresses(addresses, Rc::clone(&dataplane)));
+        let route = Rc::new(route);
+        let following = spawn_local(follow_addresses(addresses, Rc::clone(&dataplane), Rc::clone(&route)));
         let instance = Self {
             attachments,
             pinned,
-            route: Some(route),
+            route,
+            following,
             proxy,
             dataplane,
             config: Rc::new(config),
@@ -252,14 +256,17 @@ impl Instance {
     }
 
     /// Takes everything down: programs, pins, route, workers, files.
-    async fn stop(mut self) {
+    async fn stop(self) {
         let clsact = self.attachments.clsact();
         drop(self.attachments);
         drop(self.pinned);
         for filter in &clsact {
             report(clsact::remove(filter).await);
         }
-        if let Some(route) = self.route.take() {
+        self.following.abort();
+        // Cancelled: its end cannot fail otherwise.
+        let _ = self.following.await;
+        if let Some(route) = Rc::into_inner(self.route) {
             report(route.remove().await);
         }
         report(self.proxy.join());
@@ -268,7 +275,7 @@ impl Instance {
 
     fn open_control_socket(&self) -> Result<(), RunError> {
         let drain_asked = Rc::clone(&self.drain_asked);
-        let shown = Shown {
+        let shown = shown::Shown {
             dataplane: Rc::clone(&self.dataplane),
             config: Rc::clone(&self.config),
             stats: self.proxy.stats_handle(),
@@ -287,56 +294,6 @@ impl Instance {
     }
 }
 
-/// What the control socket shows.
-struct Shown {
-    dataplane: Rc<RefCell<Dataplane>>,
-    config: Rc<Config>,
-    stats: Stats,
-    draining: Rc<Cell<bool>>,
-    started: Instant,
-    attached: Vec<&'static str>,
-}
-
-impl Shown {
-    fn status(&self) -> String {
-        match self.collect() {
-            Ok(status) => serde_json::to_string(&status).unwrap_or_else(|e| error(&e)),
-            Err(e) => error(&e),
-        }
-    }
-
-    fn collect(&self) -> Result<Status, DataplaneError> {
-        let settings = self.dataplane.borrow_mut().settings()?;
-        let counters = self.dataplane.borrow().counters()?;
-        let interfaces = self.config.interfaces.iter().zip(&self.attached);
-        let services = self.config.services.iter().map(|s| ServiceStatus {
-            name: s.name.clone(),
-            tcp: s.ports.to_string(),
-            source: s.source.to_string(),
-            when_down: s.when_down,
-        });
-        Ok(Status {
-            instance: self.config.instance.to_string(),
-            pid: process::id(),
-            uptime_s: self.started.elapsed().as_secs(),
-            state: if self.draining.get() { "draining" } else { "running" },
-            interfaces: interfaces
-                .map(|(name, attached)| InterfaceStatus { name: name.clone(), attached })
-                .collect(),
-            route: RouteStatus { mark: settings.mark, table: settings.table, priority: settings.priority },
-            services: services.collect(),
-            max_connections: self.config.max_connections,
-            connections: self.stats.snapshot(),
-            verdicts: Verdict::ALL.iter().map(|v| (v.name(), v.of(&counters))).collect(),
-            failures: HelperFailure::ALL.iter().map(|f| (f.name(), f.of(&counters))).collect(),
-        })
-    }
-}
-
-fn error(e: &dyn std::error::Error) -> String {
-    serde_json::json!({ "error": e.to_string() }).to_string()
-}
-
 fn report<E: std::fmt::Display>(result: Result<(), E>) {
     if let Err(e) = result {
         log::error!("{e}");
@@ -349,46 +306,6 @@ async fn listed_links(config: &Config) -> Result<Vec<Link>, RunError> {
     Ok(listed.collect::<Result<_, _>>()?)
 }
 
-/// What an earlier process of this instance left, dead without having tidied up.
-fn predecessor(pins: &Pins, places: &Places) -> Option<State> {
-    let written = places.read_state();
-    // The pinned settings are what the programs really run under.
-    let pinned = view::settings(pins).ok().filter(|s| s.mark != 0).map(|s| State {
-        mark: s.mark,
-        table: s.table,
-        priority: s.priority,
-        clsact: written.as_ref().map(|w| w.clsact.clone()).unwrap_or_default(),
-    });
-    pinned.or(written)
-}
-
-/// The numbers of the policy route: those of the predecessor, so that its route can stay, or free ones.
-async fn choose(config: &Config, before: Option<&State>) -> Result<Numbers, RunError> {
-    let mut numbers = match before {
-        Some(s) => Numbers { mark: s.mark, table: s.table, priority: s.priority },
-        None => route::choose_numbers(&route::claims().await?)?,
-    };
-    numbers.mark = config.mark.unwrap_or(numbers.mark);
-    numbers.table = config.table.unwrap_or(numbers.table);
-    Ok(numbers)
-}
-
-/// Removes of a predecessor what this start did not take over.
-async fn clear_predecessor(before: Option<State>, now: &State) {
-    let Some(before) = before else { return };
-    log::info!("took over what an earlier process of this instance had left");
-    if (before.mark, before.table) != (now.mark, now.table) {
-        report(route::purge(before.table, before.mark).await);
-    }
-    for filter in &before.clsact {
-        let taken_over =
-            now.clsact.iter().any(|f| (&f.interface, f.handle) == (&filter.interface, filter.handle));
-        if !taken_over {
-            report(clsact::remove(filter).await);
-        }
-    }
-}
-
 fn settings(config: &Config, numbers: Numbers) -> Settings {
     Settings {
         mark: numbers.mark,
@@ -399,10 +316,16 @@ fn settings(config: &Config, numbers: Numbers) -> Settings {
     }
 }
 
-/// Keeps the map of this host's own addresses as they are.
-async fn follow_addresses(mut addresses: watch::Receiver<AddressSet>, dataplane: Rc<RefCell<Dataplane>>) {
+/// Keeps the map of this host's own addresses as they are. A new address is also how a VLAN device or bridge
+/// above a listed interface makes itself known, so the route rules are looked at again.
+async fn follow_addresses(
+    mut addresses: watch::Receiver<AddressSet>,
+    dataplane: Rc<RefCell<Dataplane>>,
+    route: Rc<RouteGuard>,
+) {
     while addresses.changed().await.is_ok() {
         let set = addresses.borrow_and_update().clone();
         report(dataplane.borrow_mut().set_local_addresses(&set));
+        report(route.refresh().await);
     }
 }

@@ -133,6 +133,7 @@ impl std::fmt::Debug for Exit {
 /// All that a worker's thread is born with.
 struct Plan {
     index: usize,
+    workers: usize,
     config: Arc<ProxyConfig>,
     stats: Arc<WorkerStats>,
     gate: Arc<Gate>,
@@ -160,10 +161,12 @@ impl Proxy {
         let (stages, follow) = watch::channel(DrainStage::Running);
         let (report, exits) = mpsc::unbounded_channel();
         let mut proxy = Self { stages, threads: Vec::new(), exits, running: 0, stats, gate, writer: None };
+        let workers = listeners.len();
         for (index, (listeners, table)) in listeners.into_iter().zip(tables).enumerate() {
             let stats = proxy.stats.worker(index);
             let plan = Plan {
                 index,
+                workers,
                 config: Arc::clone(&config),
                 sink: writer.sink(Arc::clone(&stats)),
                 stats,
@@ -318,8 +321,8 @@ fn run(plan: Plan, ready: &Sender<()>) -> io::Result<()> {
 }
 
 async fn work(plan: Plan, ready: &Sender<()>) -> io::Result<()> {
-    let Plan { index, config, stats, gate, pipes, listeners, table, sink, stages } = plan;
-    let worker = Rc::new(Worker::new(index, config, stats, gate, pipes, table, sink));
+    let Plan { index, workers, config, stats, gate, pipes, listeners, table, sink, stages } = plan;
+    let worker = Rc::new(Worker::new((index, workers), config, stats, gate, pipes, table, sink));
     let mut parts = JoinSet::new();
     for listener in [Some(listeners.v4), listeners.v6].into_iter().flatten() {
         let acceptor = Acceptor::new(listener, &worker)?;

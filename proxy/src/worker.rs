@@ -48,6 +48,7 @@ pub(crate) struct Worker {
     unused: Notify,
     acceptors: RefCell<Vec<Waker>>,
     next_id: Cell<u64>,
+    workers: u64,
     warnings: RefCell<Warnings>,
 }
 
@@ -58,7 +59,7 @@ struct Warnings {
 
 impl Worker {
     pub(crate) fn new(
-        index: usize,
+        (index, workers): (usize, usize),
         config: Arc<ProxyConfig>,
         stats: Arc<WorkerStats>,
         gate: Arc<Gate>,
@@ -84,7 +85,8 @@ impl Worker {
             users: Cell::new(0),
             unused: Notify::new(),
             acceptors: RefCell::default(),
-            next_id: Cell::new((index as u64) << 48),
+            next_id: Cell::new(index as u64 + 1),
+            workers: workers as u64,
             warnings: RefCell::new(Warnings {
                 flow_table: Throttle::new(WARN_EVERY),
                 start: Throttle::new(WARN_EVERY),
@@ -92,10 +94,10 @@ impl Worker {
         }
     }
 
-    /// Unique over all workers of a process: the worker's index in the upper 16 bits.
+    /// Unique over all workers of a process: they take turns.
     pub(crate) fn next_id(&self) -> ConnectionId {
         let id = self.next_id.get();
-        self.next_id.set(id + 1);
+        self.next_id.set(id + self.workers);
         ConnectionId(id)
     }
 

@@ -24,7 +24,7 @@ use crate::{
     config::Config,
     dataplane::{Attachments, Dataplane, DataplaneError, Pins, clsact},
     instance::{InstanceError, InstanceLock, Places, State},
-    leftover,
+    leftover, limit,
     proxy::{Proxy, StartError, WorkerFailure},
     route::{self, AddressSet, Link, Numbers, RouteError, RouteGuard, RoutePlan},
     socket::{self, ListenError},
@@ -140,6 +140,9 @@ impl Drop for Published {
 
 impl Instance {
     async fn start(config: Config) -> Result<Self, RunError> {
+        if let Err(e) = limit::raise_open_files() {
+            log::warn!("raising the limit of open files: {e}");
+        }
         let places = Places::of(&config.instance);
         let lock = places.lock()?;
         let pins = Pins::of(&config.instance);
@@ -279,6 +282,7 @@ impl Instance {
             dataplane: Rc::clone(&self.dataplane),
             config: Rc::clone(&self.config),
             stats: self.proxy.stats_handle(),
+            max_connections: self.proxy.max_connections(),
             draining: Rc::clone(&self.draining),
             started: self.started,
             attached: self.config.interfaces.iter().map(|i| self.attachments.kind(i)).collect(),

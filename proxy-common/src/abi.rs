@@ -99,10 +99,16 @@ impl LocalAddress {
     }
 }
 
+/// Number of the layout of all shared types. Whoever reads maps that another build may have made compares it
+/// first; a change of any shared type raises it.
+pub const LAYOUT: u32 = 1;
+
 /// The one entry of the `settings` map: what the programs run under.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
+    /// [`LAYOUT`] of the build that made the maps.
+    pub layout: u32,
     /// Packet mark of steered packets and socket mark (`SO_MARK`) of the proxy's sockets.
     pub mark: u32,
     /// Routing table that delivers marked packets to this host.
@@ -114,7 +120,7 @@ pub struct Settings {
     /// Not zero: the proxy is leaving, new connections are treated as if it were down.
     pub draining: u32,
 }
-assert_size!(Settings, 20);
+assert_size!(Settings, 24);
 
 /// Capacity of the `listeners` map: two slots for each worker.
 pub const MAX_WORKERS: u32 = 256;

@@ -39,6 +39,13 @@ impl FlowKey {
         Self { src, dst, src_port, dst_port, protocol: Protocol::Tcp, family, _pad: 0 }
     }
 
+    /// The tuple of the packets that go the other way.
+    #[inline(always)]
+    #[must_use]
+    pub const fn reversed(&self) -> Self {
+        Self { src: self.dst, dst: self.src, src_port: self.dst_port, dst_port: self.src_port, ..*self }
+    }
+
     /// A hash that every program computes alike, whichever CPU or hook it runs on.
     ///
     /// It chooses the listener. A SYN, the ACK of its SYN cookie and the socket lookup after TIME_WAIT must

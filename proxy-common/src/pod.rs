@@ -12,8 +12,8 @@ use crate::{
 macro_rules! pod {
     ($($t:ty),+ $(,)?) => {$(
         // SAFETY: `repr(C)`, `Copy` and without unnamed padding, which the size assertions beside each type
-        // keep true. Its enums are only ever written by this build: the loader makes the maps anew and
-        // refuses pinned ones of another layout.
+        // keep true. Its enums are only ever written by a build of the same layout: the loader makes the maps
+        // anew, and readers of pinned ones compare `LAYOUT` first.
         unsafe impl Pod for $t {}
     )+};
 }

@@ -4,7 +4,7 @@
 //! |---|---|---|---|---|
 //! | `settings` | proxy, at start and on drain | programs | 1 | cannot be |
 //! | `listeners` | proxy, at start; the kernel empties a slot when its socket closes | programs | 2 × 256 | the start is refused |
-//! | `flows` | proxy makes and removes entries; `ingress` counts in them | `ingress`, `sheer flows` | 524,288 | the connection is steered by socket lookup, uncounted; `flow_table_full` rises |
+//! | `flows` | proxy makes and removes entries; `ingress` counts in them | `ingress`, `sheer flows` | 524,288 | the connection is steered by socket lookup, uncounted; `flow_table_failed` in `sheer status` rises |
 //! | `services` | proxy, at start | programs | 4,096 | the config is refused |
 //! | `ports` | proxy, at start | programs | 65,536 | cannot be |
 //! | `local_addresses` | proxy, at start and on every change of address | programs | 4,096 | the proxy says so; the rest are taken for foreign |

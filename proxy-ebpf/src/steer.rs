@@ -84,7 +84,8 @@ fn complaint(frame: &Frame<'_>, segment: &mut Segment, now: &Settings) -> Verdic
         return Verdict::PassNotTcp;
     }
     let ours = flows.get_ptr(&segment.key).is_some()
-        || Socket::of_tuple(frame.0, &segment.key).is_some_and(|s| s.mark() == Some(now.mark));
+        || Socket::of_tuple(frame.0, &segment.key)
+            .is_some_and(|s| s.state() == State::Full && s.mark() == Some(now.mark));
     if ours { Verdict::SteerIcmp } else { Verdict::PassNotTcp }
 }
 
@@ -103,7 +104,7 @@ fn open(ctx: &TcContext, key: &FlowKey, now: &Settings) -> Verdict {
         Action::Proxy => {}
     }
     let Some(listener) = policy::listener(now, key) else {
-        return down(service);
+        return down(service, key);
     };
     // A client that reuses a port may meet what the connection before left behind. The stack knows best how
     // to go on, and assigning the listener here would keep it from that: a SYN on TIME_WAIT would be lost.
@@ -119,18 +120,22 @@ fn open(ctx: &TcContext, key: &FlowKey, now: &Settings) -> Verdict {
     }
     if listener.take_packet(ctx).is_err() {
         stats::failure(HelperFailure::SkAssign);
-        return down(service);
+        return down(service, key);
     }
     Verdict::SteerNew
 }
 
-/// What happens to a new connection while nobody can take it.
+/// What happens to a new connection while nobody can take it. One that passes is no longer the proxy's: an entry
+/// that a killed proxy left on its tuple, in either direction, would have the rest of it delivered here.
 #[inline(always)]
-fn down(service: &Service) -> Verdict {
-    match service.when_down {
-        WhenDown::Closed => Verdict::DropDown,
-        WhenDown::Open | WhenDown::None => Verdict::PassDown,
+fn down(service: &Service, key: &FlowKey) -> Verdict {
+    if service.when_down == WhenDown::Closed {
+        return Verdict::DropDown;
     }
+    // Most have none, and that is all that removing can complain of.
+    let _ = flows.remove(key);
+    let _ = flows.remove(&key.reversed());
+    Verdict::PassDown
 }
 
 /// A segment of no known flow: the rest of a handshake, the end of a connection, the server's answer to our

@@ -56,7 +56,7 @@ impl Acceptor {
     }
 
     /// Accepts and hands to `start` until the worker drains. What waits in the backlog by then is still
-    /// accepted: the rules that led it here are gone already.
+    /// accepted: the kernel programs send no new ones here any more.
     pub(crate) async fn run(mut self, mut start: impl FnMut(&Rc<Worker>, Accepted)) -> io::Result<()> {
         std::future::poll_fn(|cx| self.poll(cx, &mut start)).await
     }

@@ -3,6 +3,7 @@
 use std::{path::PathBuf, thread, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use sheer_common::abi::MAX_WORKERS;
 
 use crate::{
     config::{Config, Ports, Service, WhenDown},
@@ -148,7 +149,7 @@ impl RunArgs {
         let workers = match self.workers {
             Some(0) => return Err("--workers 0: at least one is needed".into()),
             Some(n) => n,
-            None => thread::available_parallelism().map_or(1, Into::into),
+            None => thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS as usize),
         };
         if self.max_connections == 0 {
             return Err("--max-connections 0 would take no connection at all".into());

@@ -4,6 +4,7 @@ use std::{
     fmt,
     fs::{self, File},
     io::{self, Read as _, Write as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -99,23 +100,25 @@ impl Places {
     /// # Errors
     /// [`InstanceError::Running`] while another process has it.
     pub fn lock(&self) -> Result<InstanceLock, InstanceError> {
-        fs::create_dir_all(RUNTIME_DIR).map_err(failed("creating", Path::new(RUNTIME_DIR)))?;
         let path = self.file("lock");
-        let mut file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(failed("opening", &path))?;
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            let mut pid = String::new();
-            let _ = file.read_to_string(&mut pid);
-            return Err(InstanceError::Running { name: self.name.clone(), pid: pid.trim().parse().ok() });
+        loop {
+            fs::create_dir_all(RUNTIME_DIR).map_err(failed("creating", Path::new(RUNTIME_DIR)))?;
+            let mut options = File::options();
+            let opened = options.read(true).write(true).create(true).truncate(false).open(&path);
+            let mut file = opened.map_err(failed("opening", &path))?;
+            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+                let mut pid = String::new();
+                let _ = file.read_to_string(&mut pid);
+                return Err(InstanceError::Running { name: self.name.clone(), pid: pid.trim().parse().ok() });
+            }
+            // Its last owner may have removed the file between our opening and locking it.
+            let locked = file.metadata().map_err(failed("reading", &path))?.ino();
+            if fs::metadata(&path).is_ok_and(|there| there.ino() == locked) {
+                let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+                written.map_err(failed("writing", &path))?;
+                return Ok(InstanceLock { _file: file, path });
+            }
         }
-        let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
-        written.map_err(failed("writing", &path))?;
-        Ok(InstanceLock { _file: file, path })
     }
 
     /// What the last process of this instance left written, if it did.
@@ -130,16 +133,16 @@ impl Places {
     /// When the file cannot be written.
     pub fn write_state(&self, state: &State) -> Result<(), InstanceError> {
         let path = self.file("state");
+        let aside = self.file("state+new");
         let text = serde_json::to_vec(state).map_err(|e| failed("writing", &path)(e.into()))?;
-        fs::write(&path, text).map_err(failed("writing", &path))
+        fs::write(&aside, text).and_then(|()| fs::rename(&aside, &path)).map_err(failed("writing", &path))
     }
 
-    /// Removes socket and state; the directory too, when no other instance has files in it.
+    /// Removes socket and state; the lock removes its own file.
     pub fn remove(&self) {
-        for path in [self.file("sock"), self.file("state"), self.file("lock")] {
+        for path in [self.file("sock"), self.file("state"), self.file("state+new")] {
             let _ = fs::remove_file(path);
         }
-        let _ = fs::remove_dir(RUNTIME_DIR);
     }
 }
 
@@ -156,7 +159,9 @@ pub struct InstanceLock {
 
 impl Drop for InstanceLock {
     fn drop(&mut self) {
+        // While it is still locked; the directory goes when no other instance has files in it.
         let _ = fs::remove_file(&self.path);
+        let _ = fs::remove_dir(RUNTIME_DIR);
     }
 }
 
@@ -178,8 +183,8 @@ pub struct State {
 pub struct ClsactState {
     /// Where it is.
     pub interface: String,
-    /// Its handle, 0:N in tc's words.
-    pub handle: u16,
+    /// Its handle, in tc's words the number M:N.
+    pub handle: u32,
     /// Whether the qdisc was made for it, and goes with it.
     pub made_qdisc: bool,
 }

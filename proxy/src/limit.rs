@@ -111,8 +111,10 @@ pub fn raise_open_files() -> io::Result<Option<u64>> {
     Ok(limit.maximum)
 }
 
-/// Descriptors that are neither a connection's nor a pipe's: listeners, maps, logs, the control socket.
-const OTHER_FILES: u64 = 128;
+/// Descriptors that are neither a connection's, a pipe's nor a worker's: maps, links, logs, the control socket.
+const OTHER_FILES: u64 = 112;
+/// A worker's own: two listeners, its reactor, its timer, its hand on the flow table.
+const WORKER_FILES: u64 = 8;
 
 /// What the limit of open files leaves room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,7 +133,7 @@ impl Budget {
         let Some(open_files) = open_files else { return wanted };
         let workers = workers.max(1) as u64;
         let pipes = (wanted.pipes as u64).min(open_files / 8 / (2 * workers));
-        let left = open_files.saturating_sub(OTHER_FILES + 2 * workers * pipes) / 2;
+        let left = open_files.saturating_sub(OTHER_FILES + (WORKER_FILES + 2 * pipes) * workers) / 2;
         Self { connections: (wanted.connections as u64).min(left.max(1)) as usize, pipes: pipes as usize }
     }
 }
@@ -153,7 +155,8 @@ mod tests {
         assert_eq!(Budget::within(Some(1 << 20), wanted, 2), wanted);
         for files in [0, 100, 1024, 4096, 20_000] {
             let budget = Budget::within(Some(files), wanted, 2);
-            let needed = OTHER_FILES + 2 * budget.connections as u64 + 4 * budget.pipes as u64;
+            let needed =
+                OTHER_FILES + 2 * WORKER_FILES + 2 * budget.connections as u64 + 4 * budget.pipes as u64;
             assert!(needed <= files || budget.connections == 1, "{files}: {budget:?}");
         }
         assert_eq!(Budget::within(Some(1024), wanted, 2), Budget { connections: 384, pipes: 32 });

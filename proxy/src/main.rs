@@ -70,6 +70,9 @@ fn status(args: &ShowArgs) -> Outcome {
         }
         answer => answer?,
     };
+    if let Some(error) = status["error"].as_str() {
+        return Err(format!("instance `{name}`: {error}").into());
+    }
     if args.json { print(&format!("{status}\n")) } else { print(&show::status(&status)) }
 }
 

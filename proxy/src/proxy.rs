@@ -184,7 +184,7 @@ impl Proxy {
         Ok(proxy)
     }
 
-    /// Stops accepting; live connections go on to their end. The kernel's rules should be gone before, or new
+    /// Stops accepting; live connections go on to their end. The kernel programs must have been told before, or new
     /// connections meet a closed listener.
     pub fn drain(&self) {
         self.advance(DrainStage::Draining);
@@ -298,21 +298,25 @@ fn spawn(plan: Plan, report: mpsc::UnboundedSender<Exit>) -> Result<JoinHandle<(
             let result = catch_unwind(AssertUnwindSafe(|| run(plan, &ready)))
                 .unwrap_or_else(|panic| Err(io::Error::other(panic_text(&*panic))))
                 .map_err(|error| error.to_string());
+            if let Err(error) = &result {
+                // Heard only by a start that still waits.
+                let _ = ready.send(Err(error.clone()));
+            }
             // The proxy may be gone already.
             let _ = report.send(Exit { worker: index, result });
         })
         .map_err(|source| StartError::Worker { worker: index, source })?;
     match started.recv() {
-        Ok(()) => Ok(thread),
-        Err(_) => {
+        Ok(Ok(())) => Ok(thread),
+        Ok(Err(cause)) => {
             let _ = thread.join();
-            let source = io::Error::other("its runtime or its listeners failed");
-            Err(StartError::Worker { worker: index, source })
+            Err(StartError::Worker { worker: index, source: io::Error::other(cause) })
         }
+        Err(gone) => Err(StartError::Worker { worker: index, source: io::Error::other(gone) }),
     }
 }
 
-fn run(plan: Plan, ready: &Sender<()>) -> io::Result<()> {
+fn run(plan: Plan, ready: &Sender<Result<(), String>>) -> io::Result<()> {
     if plan.config.pin_workers {
         pin(plan.index)?;
     }
@@ -320,7 +324,7 @@ fn run(plan: Plan, ready: &Sender<()>) -> io::Result<()> {
     runtime.block_on(work(plan, ready))
 }
 
-async fn work(plan: Plan, ready: &Sender<()>) -> io::Result<()> {
+async fn work(plan: Plan, ready: &Sender<Result<(), String>>) -> io::Result<()> {
     let Plan { index, workers, config, stats, gate, pipes, listeners, table, sink, stages } = plan;
     let worker = Rc::new(Worker::new((index, workers), config, stats, gate, pipes, table, sink));
     let mut parts = JoinSet::new();
@@ -330,7 +334,7 @@ async fn work(plan: Plan, ready: &Sender<()>) -> io::Result<()> {
     }
     let chores = Rc::clone(&worker);
     parts.spawn_local(async move { chores.run_chores(stages).await });
-    let _ = ready.send(());
+    let _ = ready.send(Ok(()));
     while let Some(ended) = parts.join_next().await {
         match ended {
             Ok(result) => result?,

@@ -6,6 +6,16 @@ use serde_json::Value;
 
 use crate::dataplane::view::Connection;
 
+/// Counters of the proxy that stay at zero while all is well.
+const TROUBLE: [&str; 6] = [
+    "accept_failed",
+    "accept_paused",
+    "flow_table_failed",
+    "panics",
+    "records_dropped",
+    "source_port_changed",
+];
+
 /// The status of a running instance, out of the answer on its control socket.
 #[must_use]
 pub fn status(s: &Value) -> String {
@@ -51,6 +61,8 @@ pub fn status(s: &Value) -> String {
         bytes(c["bytes_down"].as_u64().unwrap_or(0))
     );
     table(&mut out, "ended", &c["closed"]);
+    let trouble = TROUBLE.iter().map(|&name| (name.to_owned(), c[name].clone())).collect();
+    table(&mut out, "trouble", &Value::Object(trouble));
     table(&mut out, "packets", &s["verdicts"]);
     table(&mut out, "refused", &s["failures"]);
     out

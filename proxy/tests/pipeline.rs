@@ -318,7 +318,7 @@ impl FlowTable for Spy {
 
     fn remove_client(&mut self, _: ConnectionId, _: ClientAddr, _: OriginalDst) {}
 
-    fn remove(&mut self, flow: &ConnectionTuples) {
+    fn remove(&mut self, flow: &ConnectionTuples, _: bool) {
         let _ = self.0.send(Call::Gone(*flow));
     }
 }
@@ -356,7 +356,7 @@ impl FlowTable for Faulty {
 
     fn remove_client(&mut self, _: ConnectionId, _: ClientAddr, _: OriginalDst) {}
 
-    fn remove(&mut self, _: &ConnectionTuples) {
+    fn remove(&mut self, _: &ConnectionTuples, _: bool) {
         *self.told.lock().unwrap() += 1;
         panic!("a fault in a session");
     }

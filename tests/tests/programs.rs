@@ -18,7 +18,7 @@ use sheer::{
     socket::{ClientAddr, OriginalDst, bind_listeners},
 };
 use sheer_common::{
-    abi::Settings,
+    abi::{LAYOUT, Settings},
     verdict::{Counters, HelperFailure, Verdict},
 };
 use sheer_tests::Namespace;
@@ -63,7 +63,8 @@ fn bench<T: Send>(when_down: WhenDown, story: impl FnOnce(&mut Bench) -> T + Sen
         dataplane.set_policy(&config(when_down)).unwrap();
         let own: [IpAddr; 2] = ["203.0.113.1".parse().unwrap(), "2001:db8:2::1".parse().unwrap()];
         dataplane.set_local_addresses(&own.into()).unwrap();
-        let settings = Settings { mark: MARK, table: 8300, priority: 60, workers: 1, draining: 0 };
+        let settings =
+            Settings { layout: LAYOUT, mark: MARK, table: 8300, priority: 60, workers: 1, draining: 0 };
         dataplane.set_settings(settings).unwrap();
         story(&mut Bench { dataplane })
     })

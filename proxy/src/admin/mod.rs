@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     client::{AskError, ask},
-    server::{Handler, serve},
+    server::{Handler, bind, serve},
 };
 use crate::stats::StatsSnapshot;
 

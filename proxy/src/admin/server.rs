@@ -18,17 +18,20 @@ pub type Handler = Rc<dyn Fn(Request) -> String>;
 const MAX_REQUEST: u64 = 256;
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Makes the control socket, readable by its owner alone, and answers on it for as long as the task runs.
-///
-/// To be called on a `LocalSet`.
+/// Makes the control socket, readable by its owner alone.
 ///
 /// # Errors
 /// When the socket cannot be made.
-pub fn serve(path: &Path, handler: Handler) -> io::Result<()> {
+pub fn bind(path: &Path) -> io::Result<UnixListener> {
     // A socket that a dead process left refuses connections; the instance's lock says that it is dead.
     let _ = fs::remove_file(path);
     let listener = UnixListener::bind(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Answers on the control socket for as long as the runtime runs; to be called on a `LocalSet`.
+pub fn serve(listener: UnixListener, handler: Handler) {
     spawn_local(async move {
         loop {
             match listener.accept().await {
@@ -47,7 +50,6 @@ pub fn serve(path: &Path, handler: Handler) -> io::Result<()> {
             }
         }
     });
-    Ok(())
 }
 
 async fn answer(stream: UnixStream, handler: Handler) -> io::Result<()> {

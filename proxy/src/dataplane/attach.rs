@@ -5,10 +5,10 @@ use std::{fs::File, io, path::Path, str::FromStr};
 use aya::programs::{
     LinkOrder, ProgramError, SchedClassifier, TcAttachType,
     links::{FdLink, PinnedLink},
-    tc::{SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions},
+    tc::{SchedClassifierLink, TcAttachOptions},
 };
 
-use super::{Dataplane, DataplaneError, Pins, clsact::Filter, object::program};
+use super::{Dataplane, DataplaneError, clsact::Filter, object::program, pins::Stage};
 use crate::{
     instance::ClsactState,
     route::{Link, LinkLayer},
@@ -39,6 +39,19 @@ impl FromStr for AttachMode {
     }
 }
 
+/// What shall be attached, and how.
+#[derive(Debug)]
+pub struct AttachPlan<'a> {
+    /// Where.
+    pub links: &'a [Link],
+    /// TCX or clsact.
+    pub mode: AttachMode,
+    /// Tells this instance's filters under clsact apart from another one's.
+    pub filter_handle: u32,
+    /// Filters that the process before had.
+    pub filters_before: &'a [ClsactState],
+}
+
 /// What is attached; dropping it detaches what is not pinned.
 pub struct Attachments {
     _links: Vec<FdLink>,
@@ -47,36 +60,52 @@ pub struct Attachments {
 }
 
 impl Attachments {
-    /// Attaches the socket lookup and then the tc program to every link, pins what can be pinned in the
-    /// stage, and takes over what a process before left. `filter_handle` tells this instance's filters under
-    /// clsact apart from another one's; `filters_before` are those that the process before had.
+    /// Attaches the socket lookup and the tc program, and pins in the stage what can be pinned. `filters` hears of
+    /// each filter as it is made.
+    ///
+    /// The links that a process before left are given the new program last, when nothing else can fail: until then
+    /// its programs, and its idea of `when_down`, stay in force.
     ///
     /// # Errors
-    /// When the kernel refuses; what was attached until then is detached again.
+    /// When the kernel refuses; what was attached until then is detached with the stage.
     pub fn make(
         dataplane: &mut Dataplane,
-        links: &[Link],
-        mode: AttachMode,
-        filter_handle: u16,
-        filters_before: &[ClsactState],
-        pins: &Pins,
+        plan: &AttachPlan<'_>,
+        stage: &Stage,
+        filters: &mut Vec<ClsactState>,
     ) -> Result<Self, DataplaneError> {
         // The lookup first: from the first marked packet on, the stack may ask it.
-        let lookup = attach_lookup(dataplane, pins)?;
+        let lookup = attach_lookup(dataplane, stage)?;
         let mut made = Self { _links: Vec::new(), _lookup: lookup, filters: Vec::new() };
-        for link in links {
-            let name = match link.layer {
-                LinkLayer::Ethernet => program::ETHER,
-                LinkLayer::L3 => program::IP,
-                LinkLayer::Other(kind) => return Err(unreadable(link, kind)),
-            };
-            let program = dataplane.classifier(name)?;
-            match tcx(program, link, mode, pins)? {
-                Some(tcx) => made._links.push(tcx),
-                None => made.filters.push(Filter::attach(program, link, filter_handle, filters_before)?),
+        let left = |link: &&Link| plan.mode != AttachMode::Clsact && stage.left_link(&link.name).exists();
+        let (take_over, anew): (Vec<&Link>, Vec<&Link>) = plan.links.iter().partition(left);
+        for link in anew {
+            made.attach(dataplane, link, plan, stage, filters)?;
+        }
+        for link in take_over {
+            let program = classifier(dataplane, link)?;
+            match exchange(program, link, &stage.left_link(&link.name)) {
+                Some(taken) => made._links.push(pin(taken, &stage.ingress_link(&link.name))?),
+                None => made.attach(dataplane, link, plan, stage, filters)?,
             }
         }
         Ok(made)
+    }
+
+    fn attach(
+        &mut self,
+        dataplane: &mut Dataplane,
+        link: &Link,
+        plan: &AttachPlan<'_>,
+        stage: &Stage,
+        filters: &mut Vec<ClsactState>,
+    ) -> Result<(), DataplaneError> {
+        let program = classifier(dataplane, link)?;
+        match tcx(program, link, plan.mode)? {
+            Some(made) => self._links.push(pin(made, &stage.ingress_link(&link.name))?),
+            None => self.filters.push(Filter::attach(program, link, plan, filters)?),
+        }
+        Ok(())
     }
 
     /// What stands under clsact: for the state file, because no pin remembers it.
@@ -90,9 +119,25 @@ impl Attachments {
     pub fn kind(&self, interface: &str) -> &'static str {
         if self.filters.iter().any(|f| f.state().interface == interface) { "clsact" } else { "tcx" }
     }
+
+    /// Lets everything stand: what is pinned does anyway, filters under clsact are let go of.
+    pub fn leave(self) {
+        self.filters.into_iter().for_each(Filter::leave);
+    }
 }
 
-fn attach_lookup(dataplane: &mut Dataplane, pins: &Pins) -> Result<FdLink, DataplaneError> {
+fn classifier<'a>(
+    dataplane: &'a mut Dataplane,
+    link: &Link,
+) -> Result<&'a mut SchedClassifier, DataplaneError> {
+    dataplane.classifier(match link.layer {
+        LinkLayer::Ethernet => program::ETHER,
+        LinkLayer::L3 => program::IP,
+        LinkLayer::Other(kind) => return Err(unreadable(link, kind)),
+    })
+}
+
+fn attach_lookup(dataplane: &mut Dataplane, stage: &Stage) -> Result<FdLink, DataplaneError> {
     let refused = |reason: String| DataplaneError::Attach {
         interface: "the network namespace".into(),
         reason,
@@ -102,44 +147,41 @@ fn attach_lookup(dataplane: &mut Dataplane, pins: &Pins) -> Result<FdLink, Datap
     let lookup = dataplane.lookup()?;
     let id = lookup.attach(netns).map_err(|e| refused(full(&e)))?;
     let link: FdLink = lookup.take_link(id).map_err(|e| refused(full(&e)))?.into();
-    pin(link, &pins.staged_lookup_link())
+    pin(link, &stage.lookup_link())
 }
 
-/// A TCX link: the one that a dead process left, given the new program, or a new one.
+/// A new TCX link; nothing where the kernel has none and clsact may do.
 fn tcx(
     program: &mut SchedClassifier,
     link: &Link,
     mode: AttachMode,
-    pins: &Pins,
 ) -> Result<Option<FdLink>, DataplaneError> {
     if mode == AttachMode::Clsact {
         return Ok(None);
     }
-    let id = match take_over(program, &pins.ingress_link(&link.name)) {
-        Some(id) => id,
-        // In front of everybody: ours lets all that it does not drop go on to the others, while one of theirs
-        // that says OK would keep ours from ever seeing the packet.
-        None => match program.attach_with_options(
-            &link.name,
-            TcAttachType::Ingress,
-            TcAttachOptions::TcxOrder(LinkOrder::first()),
-        ) {
-            Ok(id) => id,
-            Err(e) if mode == AttachMode::Auto && lacks_tcx(&e) => return Ok(None),
-            Err(e) => return Err(refused(link, &e)),
-        },
+    // In front of everybody: ours lets all that it does not drop go on to the others, while one of theirs that
+    // says OK would keep ours from ever seeing the packet.
+    let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let id = match program.attach_with_options(&link.name, TcAttachType::Ingress, options) {
+        Ok(id) => id,
+        Err(e) if mode == AttachMode::Auto && lacks_tcx(&e) => return Ok(None),
+        Err(e) => return Err(refused(link, &e)),
     };
     let taken = program.take_link(id).map_err(|e| refused(link, &e))?;
-    let fd_link: FdLink =
-        taken.try_into().map_err(|e| refused(link, &ProgramError::from(io::Error::other(e))))?;
-    pin(fd_link, &pins.staged_ingress_link(&link.name)).map(Some)
+    let fd_link = taken.try_into().map_err(|e| refused(link, &ProgramError::from(io::Error::other(e))))?;
+    Ok(Some(fd_link))
 }
 
-/// Gives a pinned link the new program; nothing where there is no link, or its interface is gone.
-fn take_over(program: &mut SchedClassifier, pin: &Path) -> Option<SchedClassifierLinkId> {
-    let pinned = PinnedLink::from_pin(pin).ok()?;
-    let link = SchedClassifierLink::try_from(FdLink::from(pinned)).ok()?;
-    program.attach_to_link(link).ok()
+/// Gives the link that a process before left the new program; nothing where that is no link, or where it leads to
+/// another device: one that had this name before, or has it in another network namespace.
+fn exchange(program: &mut SchedClassifier, link: &Link, left: &Path) -> Option<FdLink> {
+    let pinned = PinnedLink::from_pin(left).ok()?;
+    let old = SchedClassifierLink::try_from(FdLink::from(pinned)).ok()?;
+    let id = program.attach_to_link(old).ok()?;
+    let taken: FdLink = program.take_link(id).ok()?.try_into().ok()?;
+    let ours = program.info().ok()?.id();
+    let (_, on_device) = SchedClassifier::query_tcx(&link.name, TcAttachType::Ingress).ok()?;
+    on_device.iter().any(|p| p.id() == ours).then_some(taken)
 }
 
 /// Pins a link and keeps it open.

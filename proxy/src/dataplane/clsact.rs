@@ -8,7 +8,7 @@ use aya::programs::{
     tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact},
 };
 
-use super::{DataplaneError, attach::refused};
+use super::{AttachPlan, DataplaneError, attach::refused};
 use crate::{
     instance::ClsactState,
     route::{self, Link, RouteError},
@@ -20,36 +20,43 @@ const PRIORITY: u16 = 64;
 /// A filter of ours, removed when dropped.
 pub(super) struct Filter {
     state: ClsactState,
-    _link: SchedClassifierLink,
+    link: SchedClassifierLink,
 }
 
 impl Filter {
     /// Attaches the program; a filter that a dead process left is given it in place, and what that process
-    /// made goes with us. `before` is what it wrote down.
+    /// made goes with us. `made` hears of it as soon as there is something to remove.
     pub(super) fn attach(
         program: &mut SchedClassifier,
         link: &Link,
-        handle: u16,
-        before: &[ClsactState],
+        plan: &AttachPlan<'_>,
+        made: &mut Vec<ClsactState>,
     ) -> Result<Self, DataplaneError> {
         // Fails where the qdisc is already there; attaching shows whether it is the right one.
         let added_qdisc = qdisc_add_clsact(&link.name).is_ok();
-        let made_qdisc = added_qdisc || before.iter().any(|b| b.made_qdisc && b.interface == link.name);
+        let made_before = plan.filters_before.iter().any(|b| b.made_qdisc && b.interface == link.name);
+        let handle = plan.filter_handle;
+        let state =
+            ClsactState { interface: link.name.clone(), handle, made_qdisc: added_qdisc || made_before };
+        made.push(state.clone());
         let replaced = (!added_qdisc).then(|| left_behind(&link.name, handle)).flatten();
         let id = match replaced.and_then(|old| program.attach_to_link(old).ok()) {
             Some(id) => id,
             None => {
-                let handle = TcHandle::new(0, handle);
-                let options =
-                    TcAttachOptions::Netlink(NlOptions { priority: PRIORITY, handle, classid: None });
+                let handle = TcHandle::from(handle);
+                let options = NlOptions { priority: PRIORITY, handle, classid: None };
                 program
-                    .attach_with_options(&link.name, TcAttachType::Ingress, options)
+                    .attach_with_options(&link.name, TcAttachType::Ingress, TcAttachOptions::Netlink(options))
                     .map_err(|e| refused(link, &e))?
             }
         };
-        let taken = program.take_link(id).map_err(|e: ProgramError| refused(link, &e))?;
-        let state = ClsactState { interface: link.name.clone(), handle, made_qdisc };
-        Ok(Self { state, _link: taken })
+        let link = program.take_link(id).map_err(|e: ProgramError| refused(link, &e))?;
+        Ok(Self { state, link })
+    }
+
+    /// Lets the filter stand when the value goes.
+    pub(super) fn leave(self) {
+        std::mem::forget(self.link);
     }
 
     pub(super) fn state(&self) -> ClsactState {
@@ -58,8 +65,8 @@ impl Filter {
 }
 
 /// The filter that a process before us may have left.
-fn left_behind(interface: &str, handle: u16) -> Option<SchedClassifierLink> {
-    SchedClassifierLink::attached(interface, TcAttachType::Ingress, PRIORITY, TcHandle::new(0, handle), None)
+fn left_behind(interface: &str, handle: u32) -> Option<SchedClassifierLink> {
+    SchedClassifierLink::attached(interface, TcAttachType::Ingress, PRIORITY, TcHandle::from(handle), None)
         .ok()
 }
 

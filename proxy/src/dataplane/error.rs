@@ -71,6 +71,11 @@ pub enum DataplaneError {
         /// What to do.
         cure: &'static str,
     },
+    /// The pinned maps were made by another build.
+    #[error(
+        "the maps in bpffs are of another version of Sheer; ask with the binary that made them, or restart it"
+    )]
+    OtherLayout,
     /// Too many workers for the `listeners` map.
     #[error("{workers} workers, but at most {max} are possible; lower --workers")]
     TooManyWorkers {

@@ -47,14 +47,21 @@ impl FlowTable for KernelFlows {
         self.insert(key(flow.upstream.socket_addr(), flow.source.socket_addr()), flow.id, Side::FromServer)
     }
 
-    // That an entry is gone already is no failure: a successor on the same tuple may have taken it along.
+    // That an entry is gone already is no failure: it was never made where the map was full.
     fn remove_client(&mut self, _: ConnectionId, client: ClientAddr, original: OriginalDst) {
         let _ = self.map.remove(&key(client.socket_addr(), original.socket_addr()));
     }
 
-    fn remove(&mut self, flow: &ConnectionTuples) {
-        self.remove_client(flow.id, flow.client, flow.original);
-        let _ = self.map.remove(&key(flow.upstream.socket_addr(), flow.source.socket_addr()));
+    fn remove(&mut self, flow: &ConnectionTuples, perhaps_reused: bool) {
+        for key in [
+            key(flow.client.socket_addr(), flow.original.socket_addr()),
+            key(flow.upstream.socket_addr(), flow.source.socket_addr()),
+        ] {
+            let successors = perhaps_reused && self.map.get(&key, 0).is_ok_and(|f| f.connection != flow.id.0);
+            if !successors {
+                let _ = self.map.remove(&key);
+            }
+        }
     }
 }
 

@@ -9,8 +9,9 @@
 //!
 //! # Lives and deaths
 //! Every start makes new programs and maps. What a dead proxy left in bpffs keeps its links: they are given
-//! the new program in one atomic exchange each, so that no packet goes without a program, and the old maps go
-//! with the old pins. A map is never taken over, so it cannot be of another layout.
+//! the new program in one atomic exchange each, when all else has succeeded, so that no packet goes without a
+//! program, and a failed start changes nothing. The old maps go with the old pins. A map is never taken over, so
+//! it cannot be of another layout.
 //!
 //! Packets follow the programs from the moment of attaching: by then the listeners stand in their map, the
 //! settings are written and the route rules are in place. Leaving goes the other way round.
@@ -24,7 +25,7 @@ pub mod pins;
 pub mod view;
 
 pub use self::{
-    attach::{AttachMode, Attachments},
+    attach::{AttachMode, AttachPlan, Attachments},
     error::DataplaneError,
     object::Dataplane,
     pins::Pins,

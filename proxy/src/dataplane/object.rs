@@ -190,21 +190,20 @@ impl Dataplane {
     /// Makes the map of this host's own addresses equal to `addresses`.
     ///
     /// # Errors
-    /// When the map refuses an entry, because it is full.
+    /// When the map is full; the addresses that are not in it count as foreign.
     pub fn set_local_addresses(&mut self, addresses: &AddressSet) -> Result<(), DataplaneError> {
         let name = map::LOCAL_ADDRESSES;
         let found = self.ebpf.map_mut(name).ok_or(DataplaneError::Missing { what: "map", name })?;
         let mut own = HashMap::<_, LocalAddress, u32>::try_from(found).map_err(refused_entry(name))?;
         let wanted: HashSet<LocalAddress> = addresses.iter().map(|a| local_address(*a)).collect();
         // New ones first: an address must not be foreign for a moment only because another one went.
-        for key in &wanted {
-            own.insert(key, 1, 0).map_err(refused_entry(name))?;
-        }
+        let refused: Vec<_> = wanted.iter().filter(|key| own.insert(*key, 1, 0).is_err()).collect();
         let gone: Vec<_> = own.keys().filter_map(Result::ok).filter(|k| !wanted.contains(k)).collect();
         for key in gone {
             own.remove(&key).map_err(refused_entry(name))?;
         }
-        Ok(())
+        // Where the map was full there may be room now.
+        refused.into_iter().try_for_each(|key| own.insert(key, 1, 0)).map_err(refused_entry(name))
     }
 
     /// A handle on the `flows` map for each worker.
@@ -233,19 +232,13 @@ impl Dataplane {
     pub fn counters(&self) -> Result<Counters, DataplaneError> {
         let name = map::COUNTERS;
         let found = self.ebpf.map(name).ok_or(DataplaneError::Missing { what: "map", name })?;
-        sum_counters(&PerCpuArray::try_from(found).map_err(refused_entry(name))?)
+        let counters = PerCpuArray::<_, Counters>::try_from(found).map_err(refused_entry(name))?;
+        let mut sum = Counters::default();
+        for of_cpu in counters.get(&0, 0).map_err(refused_entry(name))?.iter() {
+            sum += *of_cpu;
+        }
+        Ok(sum)
     }
-}
-
-/// Sums a `counters` map over the CPUs.
-pub(super) fn sum_counters<T: std::borrow::Borrow<MapData>>(
-    counters: &PerCpuArray<T, Counters>,
-) -> Result<Counters, DataplaneError> {
-    let mut sum = Counters::default();
-    for of_cpu in counters.get(&0, 0).map_err(refused_entry(map::COUNTERS))?.iter() {
-        sum += *of_cpu;
-    }
-    Ok(sum)
 }
 
 pub(super) fn refused_entry(map: &'static str) -> impl FnOnce(aya::maps::MapError) -> DataplaneError {

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{FlockOperation, flock, statfs};
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with, statfs};
 
 use super::{DataplaneError, object::map, object::program};
 use crate::instance::InstanceName;
@@ -31,12 +31,6 @@ impl Pins {
         Self { root: base.join(instance.as_str()), stage: base.join(format!("{instance}+new")) }
     }
 
-    /// The published directory.
-    #[must_use]
-    pub fn root(&self) -> &Path {
-        &self.root
-    }
-
     /// Whether an instance has left or published anything.
     #[must_use]
     pub fn exist(&self) -> bool {
@@ -49,64 +43,23 @@ impl Pins {
         self.root.join("maps").join(name)
     }
 
-    /// The published link of an interface.
-    #[must_use]
-    pub fn ingress_link(&self, interface: &str) -> PathBuf {
-        self.root.join("links").join(ingress_name(interface))
-    }
-
-    /// Where this start pins the link of an interface.
-    #[must_use]
-    pub fn staged_ingress_link(&self, interface: &str) -> PathBuf {
-        self.stage.join("links").join(ingress_name(interface))
-    }
-
-    /// Where this start pins the link of the socket lookup.
-    #[must_use]
-    pub fn staged_lookup_link(&self) -> PathBuf {
-        self.stage.join("links").join("lookup")
-    }
-
-    /// Mounts bpffs where it is not mounted, and makes an empty stage.
+    /// Mounts bpffs where it is not mounted, and makes an empty stage for the pins of a start.
     ///
     /// # Errors
     /// When bpffs cannot be mounted or written to.
-    pub fn prepare(&self) -> Result<(), DataplaneError> {
+    pub fn prepare(&self) -> Result<Stage, DataplaneError> {
         mount_bpffs()?;
+        if !self.root.exists() && self.stage.exists() {
+            // A start was killed before it published: its links are a predecessor's like any others.
+            fs::rename(&self.stage, &self.root).map_err(failed("publishing", &self.root))?;
+        }
         remove_tree(&self.stage)?;
+        let stage = Stage { pins: self.clone(), published: false };
         for dir in ["maps", "progs", "links"] {
             let path = self.stage.join(dir);
             fs::create_dir_all(&path).map_err(failed("creating", &path))?;
         }
-        Ok(())
-    }
-
-    /// Pins the maps and programs in the stage.
-    ///
-    /// # Errors
-    /// When the kernel refuses a pin.
-    pub fn stage(&self, dataplane: &mut super::Dataplane) -> Result<(), DataplaneError> {
-        let ebpf = dataplane.ebpf_mut();
-        for &name in map::PINNED {
-            let map = ebpf.map(name).ok_or(DataplaneError::Missing { what: "map", name })?;
-            let path = self.stage.join("maps").join(name);
-            map.pin(&path).map_err(|e| failed("pinning", &path)(io::Error::other(e)))?;
-        }
-        for name in [program::ETHER, program::IP, program::LOOKUP] {
-            let program = ebpf.program_mut(name).ok_or(DataplaneError::Missing { what: "program", name })?;
-            let path = self.stage.join("progs").join(name);
-            program.pin(&path).map_err(|e| failed("pinning", &path)(io::Error::other(e)))?;
-        }
-        Ok(())
-    }
-
-    /// Puts the stage in the place of what was published before.
-    ///
-    /// # Errors
-    /// When bpffs refuses.
-    pub fn publish(&self) -> Result<(), DataplaneError> {
-        remove_tree(&self.root)?;
-        fs::rename(&self.stage, &self.root).map_err(failed("publishing", &self.root))
+        Ok(stage)
     }
 
     /// Removes everything; the kernel detaches the links with their last pin, if nobody holds them open.
@@ -116,17 +69,130 @@ impl Pins {
     pub fn remove(&self) -> Result<(), DataplaneError> {
         remove_tree(&self.stage)?;
         remove_tree(&self.root)?;
-        // The common parent goes with the last instance; another one's being there is no error.
-        if let Some(parent) = self.root.parent() {
-            let _ = fs::remove_dir(parent);
+        remove_parent(&self.root);
+        Ok(())
+    }
+}
+
+/// The pins of a start that is under way; they go when it fails.
+#[derive(Debug)]
+pub struct Stage {
+    pins: Pins,
+    published: bool,
+}
+
+impl Stage {
+    /// The link that a process before may have left for an interface.
+    #[must_use]
+    pub fn left_link(&self, interface: &str) -> PathBuf {
+        self.pins.root.join("links").join(ingress_name(interface))
+    }
+
+    /// Where this start pins the link of an interface.
+    #[must_use]
+    pub fn ingress_link(&self, interface: &str) -> PathBuf {
+        self.pins.stage.join("links").join(ingress_name(interface))
+    }
+
+    /// Where this start pins the link of the socket lookup.
+    #[must_use]
+    pub fn lookup_link(&self) -> PathBuf {
+        self.pins.stage.join("links").join("lookup")
+    }
+
+    /// Pins the maps and programs.
+    ///
+    /// # Errors
+    /// When the kernel refuses a pin.
+    pub fn pin(&self, dataplane: &mut super::Dataplane) -> Result<(), DataplaneError> {
+        let ebpf = dataplane.ebpf_mut();
+        for &name in map::PINNED {
+            let map = ebpf.map(name).ok_or(DataplaneError::Missing { what: "map", name })?;
+            let path = self.pins.stage.join("maps").join(name);
+            map.pin(&path).map_err(|e| failed("pinning", &path)(io::Error::other(e)))?;
+        }
+        for name in [program::ETHER, program::IP, program::LOOKUP] {
+            let program = ebpf.program_mut(name).ok_or(DataplaneError::Missing { what: "program", name })?;
+            let path = self.pins.stage.join("progs").join(name);
+            program.pin(&path).map_err(|e| failed("pinning", &path)(io::Error::other(e)))?;
         }
         Ok(())
+    }
+
+    /// Puts the stage in the place of what was published before, in one exchange where the kernel can (5.17).
+    ///
+    /// # Errors
+    /// When bpffs refuses.
+    pub fn publish(mut self) -> Result<Published, DataplaneError> {
+        let Pins { root, stage } = &self.pins;
+        let exchanged = renameat_with(CWD, stage, CWD, root, RenameFlags::EXCHANGE).is_ok();
+        if !exchanged {
+            remove_tree(root)?;
+            fs::rename(stage, root).map_err(failed("publishing", root))?;
+        }
+        self.published = true;
+        let published = Published { pins: self.pins.clone(), armed: true };
+        // What was published before now stands in the stage.
+        remove_tree(stage)?;
+        Ok(published)
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if self.published {
+            return;
+        }
+        if let Err(e) = remove_tree(&self.pins.stage) {
+            log::error!("{e}");
+        }
+        remove_parent(&self.pins.root);
+    }
+}
+
+/// Pins that go when their instance does.
+#[derive(Debug)]
+pub struct Published {
+    pins: Pins,
+    armed: bool,
+}
+
+impl Published {
+    /// Removes them.
+    ///
+    /// # Errors
+    /// When bpffs refuses.
+    pub fn remove(mut self) -> Result<(), DataplaneError> {
+        self.armed = false;
+        self.pins.remove()
+    }
+
+    /// Lets them stand: for a successor, or for `sheer cleanup`.
+    pub fn leave(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for Published {
+    fn drop(&mut self) {
+        if self.armed
+            && let Err(e) = self.pins.remove()
+        {
+            log::error!("{e}");
+        }
     }
 }
 
 fn ingress_name(interface: &str) -> String {
     // An interface may be called eth0.5; bpffs refuses names with dots.
     format!("ingress-{}", interface.replace('.', "+"))
+}
+
+/// The common parent goes with the last instance; another one's being there is no error.
+fn remove_parent(root: &Path) {
+    if let Some(parent) = root.parent() {
+        let _ = fs::remove_dir(parent);
+    }
 }
 
 /// Links first, so that packets stop coming before the maps lose their names.

@@ -6,17 +6,14 @@ use std::{
     path::Path,
 };
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use serde::Serialize;
 use sheer_common::{
-    abi::{Address, Family, Settings},
+    abi::{Address, Family, LAYOUT, Settings},
     flow::{Flow, FlowKey, FlowState, Side},
-    verdict::Counters,
 };
 
-use super::{
-    DataplaneError, Pins, flows::monotonic_ns, object::map, object::refused_entry, object::sum_counters,
-};
+use super::{DataplaneError, Pins, flows::monotonic_ns, object::map, object::refused_entry};
 
 /// One connection as the kernel sees it.
 #[derive(Clone, Debug, Serialize)]
@@ -72,18 +69,8 @@ pub fn settings(pins: &Pins) -> Result<Settings, DataplaneError> {
     let name = map::SETTINGS;
     let data = open(&pins.map(name), name, size_of::<Settings>())?;
     let array = Array::<_, Settings>::try_from(Map::Array(data)).map_err(refused_entry(name))?;
-    array.get(&0, 0).map_err(refused_entry(name))
-}
-
-/// The counters of an instance, summed over the CPUs.
-///
-/// # Errors
-/// When there is no such map, or it is of another version.
-pub fn counters(pins: &Pins) -> Result<Counters, DataplaneError> {
-    let name = map::COUNTERS;
-    let data = open(&pins.map(name), name, size_of::<Counters>())?;
-    let array = PerCpuArray::<_, Counters>::try_from(Map::PerCpuArray(data)).map_err(refused_entry(name))?;
-    sum_counters(&array)
+    let settings = array.get(&0, 0).map_err(refused_entry(name))?;
+    if settings.layout == LAYOUT { Ok(settings) } else { Err(DataplaneError::OtherLayout) }
 }
 
 /// The connections of an instance, oldest first.
@@ -91,6 +78,7 @@ pub fn counters(pins: &Pins) -> Result<Counters, DataplaneError> {
 /// # Errors
 /// When there is no such map, or it is of another version.
 pub fn connections(pins: &Pins) -> Result<Vec<Connection>, DataplaneError> {
+    settings(pins)?;
     let name = map::FLOWS;
     let data = open(&pins.map(name), name, size_of::<Flow>())?;
     let flows = HashMap::<_, FlowKey, Flow>::try_from(Map::HashMap(data)).map_err(refused_entry(name))?;

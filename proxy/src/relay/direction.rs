@@ -187,7 +187,7 @@ impl Direction {
         if n == 0 {
             self.eof = true;
         } else if !self.bulk {
-            self.streak = if n == BUFFER { self.streak + 1 } else { 0 };
+            self.streak = if n == BUFFER { self.streak.saturating_add(1) } else { 0 };
             if self.streak >= FULL_READS && !self.no_splice {
                 (self.bulk, self.streak) = (true, 0);
             }

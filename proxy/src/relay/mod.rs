@@ -99,7 +99,7 @@ impl Relay {
     }
 
     /// Moves what can be moved. Ready when both directions have ended, or when one side was reset; then
-    /// [`Relay::finish`] or [`Relay::abort`] closes the sockets.
+    /// [`Relay::close`] closes the sockets.
     pub fn poll(&mut self, cx: &mut Context<'_>, bench: &mut Bench) -> Poll<CloseReason> {
         match self.poll_directions(cx, bench) {
             Ok(true) => Poll::Ready(match self.first {
@@ -114,15 +114,25 @@ impl Relay {
     /// True when both directions have ended.
     fn poll_directions(&mut self, cx: &mut Context<'_>, bench: &mut Bench) -> Result<bool, Fault> {
         let Self { client, server, up, down, first } = self;
-        if !up.ended()
-            && up.poll(cx, (Side::Client, client), (Side::Server, server), bench, down.ended())?.is_ready()
-        {
-            first.get_or_insert(Side::Client);
+        let (from_client, from_server) = ((Side::Client, &*client), (Side::Server, &*server));
+        if !up.ended() {
+            let polled = up.poll(cx, from_client, from_server, bench, down.ended());
+            // A server that answers and resets while the client still uploads has answered all the same.
+            if polled.as_ref().is_err_and(|fault| fault.side == Side::Server) && !down.ended() {
+                let _ = down.poll(cx, from_server, from_client, bench, false);
+            }
+            if polled?.is_ready() {
+                first.get_or_insert(Side::Client);
+            }
         }
-        if !down.ended()
-            && down.poll(cx, (Side::Server, server), (Side::Client, client), bench, up.ended())?.is_ready()
-        {
-            first.get_or_insert(Side::Server);
+        if !down.ended() {
+            let polled = down.poll(cx, from_server, from_client, bench, up.ended());
+            if polled.as_ref().is_err_and(|fault| fault.side == Side::Client) && !up.ended() {
+                let _ = up.poll(cx, from_client, from_server, bench, false);
+            }
+            if polled?.is_ready() {
+                first.get_or_insert(Side::Server);
+            }
         }
         if up.ended() && down.ended() {
             return Ok(true);
@@ -137,10 +147,16 @@ impl Relay {
         Ok(false)
     }
 
-    /// Closes both sockets as `reason` asks for: in order after an end in order, with RST otherwise.
-    pub fn finish(self, reason: CloseReason, pipes: &mut PipePool) -> RelayOutcome {
+    /// What there is to say at the end.
+    #[must_use]
+    pub fn outcome(&self, reason: CloseReason) -> RelayOutcome {
         let (bytes_up, bytes_down) = self.bytes();
         let path = if self.up.spliced() || self.down.spliced() { Path::Spliced } else { Path::Copied };
+        RelayOutcome { bytes_up, bytes_down, path, reason }
+    }
+
+    /// Closes both sockets as `reason` asks for: in order after an end in order, with RST otherwise.
+    pub fn close(self, reason: CloseReason, pipes: &mut PipePool) {
         self.up.release(pipes);
         self.down.release(pipes);
         match reason {
@@ -153,7 +169,6 @@ impl Relay {
                 self.server.reset();
             }
         }
-        RelayOutcome { bytes_up, bytes_down, path, reason }
     }
 }
 

@@ -56,7 +56,9 @@ fn relay_after<T: Send + 'static>(
         let mut relay =
             Relay::new(Stream::register(client_side).unwrap(), Stream::register(server_side).unwrap());
         let reason = std::future::poll_fn(|cx| relay.poll(cx, &mut bench)).await;
-        relay.finish(reason, &mut bench.pipes)
+        let outcome = relay.outcome(reason);
+        relay.close(reason, &mut bench.pipes);
+        outcome
     });
     let seen = peers.join().expect("the peers saw what they expected");
     assert_eq!(bench.pipes.in_use(), 0, "a pipe was not given back");

@@ -89,6 +89,11 @@ impl RouteGuard {
         purge(self.plan.table, self.plan.mark).await
     }
 
+    /// Lets rules and routes stand when the value goes: for a successor, or for `sheer cleanup`.
+    pub fn leave(mut self) {
+        self.armed = false;
+    }
+
     /// The routes come first: a rule that leads to an empty table would let the packet go on to the next rule.
     async fn apply(&self, netlink: &Netlink, links: &[Link], loopback: u32) -> Result<(), RouteError> {
         let plan = &self.plan;

@@ -2,7 +2,7 @@
 
 use super::netlink::Netlink;
 use super::rules::{self, Rule};
-use super::{Family, PROTOCOL, RouteError};
+use super::{Family, RouteError};
 
 /// The mark of instance 0; instance n has the number n above it.
 ///
@@ -49,8 +49,6 @@ pub struct Claim {
     pub mask: u32,
     /// The table that it leads to; 0 if to none.
     pub table: u32,
-    /// Whether the rule carries our protocol number: an instance of Sheer, running or dead.
-    pub ours: bool,
 }
 
 /// What the rules of both families claim, ours and everybody else's, without duplicates.
@@ -90,7 +88,7 @@ fn claim(rule: &Rule) -> Option<Claim> {
     let mask = if rule.inverted { 0 } else { rule.mask };
     let mark = rule.mark & mask;
     let table = if is_kernels_table(rule.table) { 0 } else { rule.table };
-    (mask != 0 || table != 0).then_some(Claim { mark, mask, table, ours: rule.protocol == PROTOCOL })
+    (mask != 0 || table != 0).then_some(Claim { mark, mask, table })
 }
 
 /// Unspecified, default, main and local: named by most hosts' rules, never offered by us.
@@ -103,7 +101,7 @@ mod tests {
     use super::*;
 
     fn claim_of(mark: u32, mask: u32, table: u32) -> Claim {
-        Claim { mark, mask, table, ours: false }
+        Claim { mark, mask, table }
     }
 
     #[test]
@@ -159,6 +157,6 @@ mod tests {
             table: 51820,
             ..Rule::default()
         };
-        assert_eq!(claim(&rule), Some(Claim { mark: 0, mask: 0, table: 51820, ours: false }));
+        assert_eq!(claim(&rule), Some(Claim { mark: 0, mask: 0, table: 51820 }));
     }
 }

@@ -22,10 +22,7 @@ pub async fn remove_unused_clsact(interface: &str) -> Result<(), RouteError> {
     for egress in [false, true] {
         let request = netlink.handle.traffic_filter(index).get();
         let request = if egress { request.egress() } else { request.ingress() };
-        if collect::<TcMessage>("tc filters", request.execute())
-            .await
-            .is_ok_and(|filters| !filters.is_empty())
-        {
+        if !collect::<TcMessage>("tc filters", request.execute()).await?.is_empty() {
             return Ok(());
         }
     }

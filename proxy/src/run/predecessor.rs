@@ -34,8 +34,7 @@ pub(super) async fn choose(config: &Config, before: Option<&State>) -> Result<Nu
 }
 
 /// Removes of a predecessor what this start did not take over.
-pub(super) async fn clear(before: Option<State>, now: &State) {
-    let Some(before) = before else { return };
+pub(super) async fn clear(before: &State, now: &State) {
     log::info!("took over what an earlier process of this instance had left");
     if (before.mark, before.table) != (now.mark, now.table) {
         report(route::purge(before.table, before.mark).await);

@@ -45,8 +45,9 @@ pub trait FlowTable {
     /// The end of a connection that never had a server half.
     fn remove_client(&mut self, id: ConnectionId, client: ClientAddr, original: OriginalDst);
 
-    /// The end: both halves.
-    fn remove(&mut self, flow: &ConnectionTuples);
+    /// The end: both halves, while the sockets still own their tuples. `perhaps_reused`: a reset has freed them
+    /// before, so that an entry may be a successor's by now.
+    fn remove(&mut self, flow: &ConnectionTuples, perhaps_reused: bool);
 }
 
 /// A table that remembers nothing.
@@ -64,5 +65,5 @@ impl FlowTable for NoFlowTable {
 
     fn remove_client(&mut self, _: ConnectionId, _: ClientAddr, _: OriginalDst) {}
 
-    fn remove(&mut self, _: &ConnectionTuples) {}
+    fn remove(&mut self, _: &ConnectionTuples, _: bool) {}
 }

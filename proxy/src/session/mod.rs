@@ -1,8 +1,8 @@
 //! The chain of one connection, each stage made from the one before:
 //!
 //! ```text
-//! Accepted ──▶ Session ──▶ Connecting ──▶ Connected ──▶ Relayed ──▶ AccessRecord
-//!   flow table: client half  server half                  both out
+//! Accepted ──▶ Session ──▶ Connecting ──▶ Relay ──▶ Relayed ──▶ AccessRecord
+//!   flow table: client half  server half            both out
 //! ```
 //!
 //! Only this module knows the whole chain. A stage that fails goes straight to `Relayed`, with no bytes and the
@@ -61,13 +61,6 @@ struct Session {
 
 /// The server has been called.
 struct Connecting {
-    case: Case,
-    client: Stream,
-    server: Stream,
-}
-
-/// The server has answered.
-struct Connected {
     case: Case,
     client: Stream,
     server: Stream,
@@ -152,27 +145,23 @@ impl Session {
 }
 
 impl Connecting {
-    fn connected(self) -> Connected {
-        let Self { case, client, server } = self;
-        Connected { case, client, server }
-    }
-
-    fn abandon(self, reason: CloseReason) -> Relayed {
-        if reason != CloseReason::ClientReset {
-            self.client.reset();
-        }
-        self.case.ended(reason)
-    }
-}
-
-impl Connected {
+    /// The server has answered.
     fn relay(self) -> (Case, Relay) {
         (self.case, Relay::new(self.client, self.server))
+    }
+
+    fn abandon(self, worker: &Worker, reason: CloseReason) {
+        let Self { case, client, server: _server } = self;
+        case.ended(reason).record(worker);
+        if reason != CloseReason::ClientReset {
+            client.reset();
+        }
     }
 }
 
 impl Relayed {
-    /// The last stage: counted, written down, out of the flow table.
+    /// The last stage: counted, written down, out of the flow table. The sockets are closed after it, so that the
+    /// entries are never a successor's, unless a reset has freed the tuples before.
     fn record(self, worker: &Worker) {
         let Self { case, outcome } = self;
         worker.stats.count_end(outcome.reason);
@@ -186,9 +175,12 @@ impl Relayed {
         drop(sink);
         let mut table = worker.table.borrow_mut();
         match case.tuples() {
-            Some(flow) => table.remove(&flow),
+            Some(flow) => {
+                let reset = matches!(outcome.reason, CloseReason::ClientReset | CloseReason::ServerReset);
+                table.remove(&flow, reset);
+            }
             None => table.remove_client(case.id, case.client, case.original),
-        };
+        }
     }
 }
 

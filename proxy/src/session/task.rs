@@ -49,11 +49,11 @@ impl Future for Task {
             };
             let Stage::Connecting(connecting) = task.take_stage() else { return Poll::Ready(()) };
             if let Err(reason) = connected {
-                connecting.abandon(reason).record(&task.worker);
+                connecting.abandon(&task.worker, reason);
                 return Poll::Ready(());
             }
             task.worker.deadlines.borrow_mut().touch(task.slot, task.worker.limits.idle);
-            let (case, relay) = connecting.connected().relay();
+            let (case, relay) = connecting.relay();
             task.stage = Stage::Relaying(case, relay);
         }
         if let Stage::Relaying(_, relay) = &mut task.stage {
@@ -118,10 +118,10 @@ impl Task {
 
     fn end(&mut self, reason: CloseReason) {
         match self.take_stage() {
-            Stage::Connecting(connecting) => connecting.abandon(reason).record(&self.worker),
+            Stage::Connecting(connecting) => connecting.abandon(&self.worker, reason),
             Stage::Relaying(case, relay) => {
-                let outcome = relay.finish(reason, &mut self.worker.bench.borrow_mut().pipes);
-                Relayed { case, outcome }.record(&self.worker);
+                Relayed { case, outcome: relay.outcome(reason) }.record(&self.worker);
+                relay.close(reason, &mut self.worker.bench.borrow_mut().pipes);
             }
             Stage::Over => {}
         }

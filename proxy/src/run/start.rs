@@ -1,0 +1,215 @@
+//! The start: everything that can fail first, the programs of a dead predecessor exchanged last.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+    time::Instant,
+};
+
+use sheer_common::abi::{LAYOUT, Settings};
+use tokio::{
+    net::UnixListener,
+    sync::{Notify, watch},
+    task::spawn_local,
+};
+
+use super::{Instance, RunError, predecessor, report, shown::Shown, system};
+use crate::{
+    admin::{self, Request},
+    config::Config,
+    dataplane::{AttachPlan, Attachments, Dataplane, Pins, clsact},
+    instance::{ClsactState, Places, State},
+    limit,
+    proxy::Proxy,
+    route::{self, AddressSet, Link, Numbers, RouteGuard, RoutePlan},
+    socket,
+};
+
+/// Starts an instance. Where that fails, what was made is undone, and what a dead predecessor left guards on.
+///
+/// # Errors
+/// See [`RunError`].
+pub(super) async fn start(config: Config) -> Result<Instance, RunError> {
+    if let Err(e) = limit::raise_open_files() {
+        log::warn!("raising the limit of open files: {e}");
+    }
+    let places = Places::of(&config.instance);
+    let lock = places.lock()?;
+    let pins = Pins::of(&config.instance);
+    let before = predecessor::find(&pins, &places);
+    let mut filters = Vec::new();
+    let made = make(config, &places, &pins, before.as_ref(), &mut filters).await;
+    match made {
+        Ok(parts) => {
+            if let Some(before) = before {
+                predecessor::clear(&before, &parts.state).await;
+            }
+            Ok(parts.into_instance(places, lock))
+        }
+        Err(failure) => {
+            undo(&places, before.as_ref(), &filters).await;
+            Err(failure)
+        }
+    }
+}
+
+/// What a start has made when nothing can fail any more.
+struct Parts {
+    config: Rc<Config>,
+    state: State,
+    attachments: Attachments,
+    pinned: crate::dataplane::pins::Published,
+    route: RouteGuard,
+    proxy: Proxy,
+    dataplane: Dataplane,
+    addresses: watch::Receiver<AddressSet>,
+    control: UnixListener,
+}
+
+async fn make(
+    config: Config,
+    places: &Places,
+    pins: &Pins,
+    before: Option<&State>,
+    filters: &mut Vec<ClsactState>,
+) -> Result<Parts, RunError> {
+    let links = listed_links(&config).await?;
+    let numbers = predecessor::choose(&config, before).await?;
+    let mut state = State {
+        mark: numbers.mark,
+        table: numbers.table,
+        priority: numbers.priority,
+        clsact: before.map(|b| b.clsact.clone()).unwrap_or_default(),
+    };
+    // Written before anything is made: whatever kills us from here on, a successor finds our numbers.
+    places.write_state(&state)?;
+    let stage = pins.prepare()?;
+    let mut dataplane = Dataplane::load(config.trace)?;
+    let listeners = socket::bind_listeners(config.workers, numbers.mark, socket::transparent::BACKLOG)?;
+    dataplane.set_listeners(&listeners)?;
+    dataplane.set_policy(&config)?;
+    let addresses = route::watch_addresses().await?;
+    report(dataplane.set_local_addresses(&addresses.borrow()));
+    dataplane.set_settings(settings(&config, numbers))?;
+    if config.trace {
+        dataplane.start_tracing()?;
+    }
+    stage.pin(&mut dataplane)?;
+    let tables = dataplane.flow_tables(config.workers)?;
+    let proxy = Proxy::start(Arc::new(config.proxy(numbers.mark)), listeners, tables)?;
+    let control = admin::bind(&places.socket()).map_err(system("making the control socket"))?;
+    let route = RouteGuard::install(route_plan(&config, numbers)).await?;
+    let plan = AttachPlan {
+        links: &links,
+        mode: config.attach,
+        // Under clsact an instance is told by its table, as in the route rules.
+        filter_handle: numbers.table,
+        filters_before: &state.clsact,
+    };
+    let attachments = Attachments::make(&mut dataplane, &plan, &stage, filters)?;
+    let pinned = stage.publish()?;
+    state.clsact.clone_from(filters);
+    report(places.write_state(&state));
+    let config = Rc::new(config);
+    Ok(Parts { config, state, attachments, pinned, route, proxy, dataplane, addresses, control })
+}
+
+impl Parts {
+    fn into_instance(self, places: Places, lock: crate::instance::InstanceLock) -> Instance {
+        let dataplane = Rc::new(RefCell::new(self.dataplane));
+        let route = Rc::new(self.route);
+        let following =
+            spawn_local(follow_addresses(self.addresses, Rc::clone(&dataplane), Rc::clone(&route)));
+        let drain_asked = Rc::new(Notify::new());
+        let draining = Rc::new(Cell::new(false));
+        let shown = Shown {
+            dataplane: Rc::clone(&dataplane),
+            config: Rc::clone(&self.config),
+            stats: self.proxy.stats_handle(),
+            max_connections: self.proxy.max_connections(),
+            draining: Rc::clone(&draining),
+            started: Instant::now(),
+            attached: self.config.interfaces.iter().map(|i| self.attachments.kind(i)).collect(),
+        };
+        admin::serve(self.control, handler(shown, Rc::clone(&drain_asked)));
+        Instance {
+            attachments: self.attachments,
+            pinned: self.pinned,
+            following,
+            route,
+            proxy: self.proxy,
+            dataplane,
+            config: self.config,
+            places,
+            drain_asked,
+            draining,
+            _lock: lock,
+        }
+    }
+}
+
+fn handler(shown: Shown, drain_asked: Rc<Notify>) -> admin::Handler {
+    Rc::new(move |request| match request {
+        Request::Status => shown.status(),
+        Request::Drain => {
+            drain_asked.notify_one();
+            serde_json::json!({ "live": shown.stats.snapshot().live }).to_string()
+        }
+    })
+}
+
+/// After a failed start: the files say again what they said before, or go. Links, rules and sockets have gone
+/// with the values that held them.
+async fn undo(places: &Places, before: Option<&State>, filters: &[ClsactState]) {
+    for filter in filters {
+        let predecessors = before.is_some_and(|b| b.clsact.iter().any(|f| f.interface == filter.interface));
+        if !predecessors {
+            report(clsact::remove(filter).await);
+        }
+    }
+    match before {
+        Some(before) => report(places.write_state(before)),
+        None => places.remove(),
+    }
+}
+
+async fn listed_links(config: &Config) -> Result<Vec<Link>, RunError> {
+    let all = route::links().await?;
+    let listed = config.interfaces.iter().map(|name| route::find_link(&all, name).cloned());
+    Ok(listed.collect::<Result<_, _>>()?)
+}
+
+fn route_plan(config: &Config, numbers: Numbers) -> RoutePlan {
+    RoutePlan {
+        mark: numbers.mark,
+        table: numbers.table,
+        priority: numbers.priority,
+        interfaces: config.interfaces.clone(),
+    }
+}
+
+fn settings(config: &Config, numbers: Numbers) -> Settings {
+    Settings {
+        layout: LAYOUT,
+        mark: numbers.mark,
+        table: numbers.table,
+        priority: numbers.priority,
+        workers: u32::try_from(config.workers).unwrap_or(u32::MAX),
+        draining: 0,
+    }
+}
+
+/// Keeps the map of this host's own addresses as they are. A new address is also how a VLAN device or bridge
+/// above a listed interface makes itself known, so the route rules are looked at again.
+async fn follow_addresses(
+    mut addresses: watch::Receiver<AddressSet>,
+    dataplane: Rc<RefCell<Dataplane>>,
+    route: Rc<RouteGuard>,
+) {
+    while addresses.changed().await.is_ok() {
+        let set = addresses.borrow_and_update().clone();
+        report(dataplane.borrow_mut().set_local_addresses(&set));
+        report(route.refresh().await);
+    }
+}

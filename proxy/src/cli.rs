@@ -6,10 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use sheer_common::abi::MAX_WORKERS;
 
 use crate::{
-    config::{Config, Ports, Service, WhenDown},
-    dataplane::AttachMode,
+    config::{AttachMode, Config, Ports, Service, Timeouts, WhenDown},
     instance::InstanceName,
-    proxy::Timeouts,
     record::{AccessLog, RecordFormat},
     socket::SourceMode,
 };

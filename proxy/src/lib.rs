@@ -14,6 +14,7 @@
 //! - [`dataplane`]: the kernel programs, loaded, attached and pinned; the `flows` map
 //! - [`route`]: the policy route that delivers marked packets to this host
 //! - [`socket`]: the addresses of a connection by their roles, transparent listeners, spoofed sources
+//! - [`flow`]: the seam to the kernel's table of connections
 //! - [`accept`]: a worker's listeners, and when they pause
 //! - [`session`]: the one place that knows the whole chain of a connection
 //! - [`upstream`]: the connection to the server
@@ -34,6 +35,7 @@ mod clock;
 pub mod config;
 pub mod dataplane;
 pub mod drain;
+pub mod flow;
 pub mod instance;
 mod leftover;
 pub mod limit;

@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 
 use crate::clock::{Deadlines, Ticker, Ticks};
+use crate::config::ProxyConfig;
 use crate::drain::DrainStage;
+use crate::flow::{ConnectionId, FlowTable};
 use crate::limit::Gate;
-use crate::proxy::ProxyConfig;
 use crate::reason::{Blame, CloseReason};
 use crate::record::RecordSink;
 use crate::relay::{Bench, PipePool};
-use crate::session::{ConnectionId, FlowTable};
 use crate::socket::SourceError;
 use crate::stats::WorkerStats;
 

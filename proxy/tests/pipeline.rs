@@ -11,11 +11,12 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use sheer::config::{ProxyConfig, Timeouts};
 use sheer::drain::DrainStage;
-use sheer::proxy::{Proxy, ProxyConfig, Timeouts};
+use sheer::flow::{ConnectionId, ConnectionTuples, FlowTable, NoFlowTable};
+use sheer::proxy::Proxy;
 use sheer::reason::CloseReason;
 use sheer::record::{AccessLog, RecordFormat};
-use sheer::session::{ConnectionId, ConnectionTuples, FlowTable, NoFlowTable};
 use sheer::socket::transparent::{ListenOptions, Listeners};
 use sheer::socket::{ClientAddr, OriginalDst, SourceMode, UpstreamAddr};
 use sheer::stats::StatsSnapshot;

@@ -11,10 +11,9 @@ use std::net::{IpAddr, SocketAddr};
 use aya::programs::{TestRun as _, TestRunOptions};
 use frames::{Frame, Tag};
 use sheer::{
-    config::{Config, Service, WhenDown},
+    config::{Config, Service, Timeouts, WhenDown},
     dataplane::{Dataplane, object::program},
-    proxy::Timeouts,
-    session::ConnectionId,
+    flow::ConnectionId,
     socket::{ClientAddr, OriginalDst, bind_listeners},
 };
 use sheer_common::{

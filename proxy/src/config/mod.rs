@@ -1,16 +1,18 @@
 //! What an instance shall do, checked: the only form of configuration that the core knows.
 
 mod ports;
+mod proxy;
 
-use std::time::Duration;
+use std::{str::FromStr, time::Duration};
 
 use serde::Serialize;
 
-pub use self::ports::{PortError, Ports};
-use crate::{
-    dataplane::AttachMode,
-    instance::InstanceName,
+pub use self::{
+    ports::{PortError, Ports},
     proxy::{ProxyConfig, Timeouts},
+};
+use crate::{
+    instance::InstanceName,
     record::{AccessLog, RecordFormat},
     socket::SourceMode,
 };
@@ -91,6 +93,31 @@ impl From<WhenDown> for sheer_common::policy::WhenDown {
         match when_down {
             WhenDown::Open => Self::Open,
             WhenDown::Closed => Self::Closed,
+        }
+    }
+}
+
+/// How the tc program is attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AttachMode {
+    /// TCX where the kernel has it (6.6 and later), clsact otherwise.
+    #[default]
+    Auto,
+    /// A TCX link, or an error.
+    Tcx,
+    /// A filter under a clsact qdisc, as older kernels have it.
+    Clsact,
+}
+
+impl FromStr for AttachMode {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "auto" => Ok(Self::Auto),
+            "tcx" => Ok(Self::Tcx),
+            "clsact" => Ok(Self::Clsact),
+            other => Err(format!("`{other}` is none of auto, tcx, clsact")),
         }
     }
 }

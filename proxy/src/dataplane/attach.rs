@@ -1,6 +1,6 @@
 //! The programs at their hooks.
 
-use std::{fs::File, io, path::Path, str::FromStr};
+use std::{fs::File, io, path::Path};
 
 use aya::programs::{
     LinkOrder, ProgramError, SchedClassifier, TcAttachType,
@@ -10,34 +10,10 @@ use aya::programs::{
 
 use super::{Dataplane, DataplaneError, clsact::Filter, object::program, pins::Stage};
 use crate::{
+    config::AttachMode,
     instance::ClsactState,
     route::{Link, LinkLayer},
 };
-
-/// How the tc program is attached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum AttachMode {
-    /// TCX where the kernel has it (6.6 and later), clsact otherwise.
-    #[default]
-    Auto,
-    /// A TCX link, or an error.
-    Tcx,
-    /// A filter under a clsact qdisc, as older kernels have it.
-    Clsact,
-}
-
-impl FromStr for AttachMode {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        match s {
-            "auto" => Ok(Self::Auto),
-            "tcx" => Ok(Self::Tcx),
-            "clsact" => Ok(Self::Clsact),
-            other => Err(format!("`{other}` is none of auto, tcx, clsact")),
-        }
-    }
-}
 
 /// What shall be attached, and how.
 #[derive(Debug)]

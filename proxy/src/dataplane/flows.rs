@@ -11,7 +11,7 @@ use super::{
     object::{address, map, refused_entry},
 };
 use crate::{
-    session::{ConnectionId, ConnectionTuples, FlowTable},
+    flow::{ConnectionId, ConnectionTuples, FlowTable},
     socket::{ClientAddr, OriginalDst},
 };
 

@@ -25,7 +25,7 @@ pub mod pins;
 pub mod view;
 
 pub use self::{
-    attach::{AttachMode, AttachPlan, Attachments},
+    attach::{AttachPlan, Attachments},
     error::DataplaneError,
     object::Dataplane,
     pins::Pins,

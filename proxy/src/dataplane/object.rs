@@ -16,7 +16,7 @@ use sheer_common::{
 };
 
 use super::{DataplaneError, flows::KernelFlows};
-use crate::{config::Config, route::AddressSet, session::FlowTable, socket::Listeners};
+use crate::{config::Config, flow::FlowTable, route::AddressSet, socket::Listeners};
 
 /// The kernel object of this build; empty where the build had no eBPF toolchain.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sheer.bpf.o"));

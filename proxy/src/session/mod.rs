@@ -13,13 +13,13 @@
     reason = "a stage moves on by value, also to the end; a box would be one per connection"
 )]
 
-pub mod flow;
 mod task;
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Instant, SystemTime};
 
+use crate::flow::{ConnectionId, ConnectionTuples};
 use crate::limit::Permit;
 use crate::reason::CloseReason;
 use crate::record::AccessRecord;
@@ -27,7 +27,6 @@ use crate::relay::{Path, Relay, RelayOutcome};
 use crate::socket::{self, ClientAddr, OriginalDst, SourceAddr, Stream, UpstreamAddr};
 use crate::upstream::{self, Destination, Route};
 use crate::worker::Worker;
-pub use flow::{ConnectionId, ConnectionTuples, FlowTable, NoFlowTable};
 
 /// What is known of a connection, carried from stage to stage.
 #[derive(Debug)]

@@ -1,6 +1,7 @@
 //! The project's own commands: `cargo xtask COMMAND`.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod build;
 mod interrupt;
 mod lab;
@@ -54,6 +55,8 @@ enum Command {
         #[arg(last = true)]
         harness: Vec<String>,
     },
+    /// Measure Sheer beside plain routing and a tuned HAProxy
+    Bench(bench::Options),
     #[command(name = "__run-lab", hide = true)]
     RunLab {
         #[arg(long)]
@@ -68,6 +71,12 @@ enum Command {
         #[arg(last = true)]
         arguments: Vec<OsString>,
     },
+    #[command(name = "__bench", hide = true)]
+    BenchAsRoot(bench::AsRoot),
+    #[command(name = "__load", hide = true)]
+    Load(bench::load::Load),
+    #[command(name = "__target", hide = true)]
+    Target(bench::load::target::Target),
     #[command(name = "__serve", hide = true)]
     Serve { addresses: Vec<SocketAddr> },
     #[command(name = "__fetch", hide = true)]
@@ -109,6 +118,10 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Lab { action: LabAction::Down } => lab::down()?,
         Command::Lab { action: LabAction::Exec { namespace, command } } => lab::exec(&namespace, &command)?,
         Command::Test { filter, harness } => return test::run(filter.as_deref(), &harness),
+        Command::Bench(options) => return bench::run(&options),
+        Command::BenchAsRoot(job) => return bench::run_as_root(&job.options, &job.sheer, &job.out),
+        Command::Load(load) => bench::load::run(&load)?,
+        Command::Target(target) => bench::load::target::run(&target)?,
         Command::RunLab { sheer, once } => return run::in_lab_as_root(&sheer, once),
         Command::RunHost { sheer, arguments } => return run::on_host_as_root(&sheer, &arguments),
         Command::Serve { addresses } => peer::serve::run(&addresses)?,

@@ -1,7 +1,7 @@
 //! A program that runs beside this one: its lines are read as they come, and it ends with its value.
 
 use std::{
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
@@ -113,6 +113,13 @@ impl Service {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// # Errors
+    /// When the program does not read it, or stdin is closed.
+    pub fn write_stdin(&mut self, bytes: &[u8]) -> Result<()> {
+        let stdin = self.child.stdin.as_mut().with_context(|| format!("stdin of {} is closed", self.name))?;
+        stdin.write_all(bytes).with_context(|| format!("writing to {}", self.name))
     }
 
     pub fn close_stdin(&mut self) {

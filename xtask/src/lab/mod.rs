@@ -47,7 +47,7 @@ pub struct Lab {
 
 impl Lab {
     /// The lab of this name, whether it exists or not.
-    fn named(name: &str) -> Self {
+    pub fn named(name: &str) -> Self {
         let namespace = |role: &str| Namespace::new(format!("{name}-{role}"));
         Self {
             client: namespace("client"),
@@ -85,6 +85,15 @@ impl Lab {
             removed |= namespace.remove()?;
         }
         Ok(removed)
+    }
+
+    /// Ends what runs in the namespaces, and leaves them.
+    ///
+    /// # Errors
+    /// When a process does not end.
+    pub fn end_processes(&self) -> Result<()> {
+        let mut existing = self.namespaces().into_iter().filter(|namespace| namespace.exists());
+        existing.try_for_each(Namespace::end_processes)
     }
 
     /// The lab stays when this value is gone.

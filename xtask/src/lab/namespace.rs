@@ -87,7 +87,7 @@ impl Namespace {
     }
 
     /// A namespace lives on, with its links and programs, as long as a process is inside.
-    fn end_processes(&self) -> Result<()> {
+    pub(super) fn end_processes(&self) -> Result<()> {
         for signal in [Signal::TERM, Signal::KILL] {
             for pid in self.processes()? {
                 // It may have ended since.

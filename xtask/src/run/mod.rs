@@ -95,16 +95,19 @@ fn demonstrate(sheer: &Path, once: bool, interrupt: &Interrupt) -> Result<bool> 
     Ok(held)
 }
 
-/// A run that was killed leaves pins and perhaps a namespace; the instance itself knows best how to remove them.
+/// A run that was killed leaves its namespaces, with what runs in them, and pins. The instance itself knows best how to
+/// remove the pins, inside the namespace that they are of.
 fn remove_stale_instance(sheer: &Path) -> Result<()> {
-    let stale = residue::outside(INSTANCE, lab::NAME);
-    if stale.is_empty() {
+    if residue::outside(INSTANCE, lab::NAME).is_empty() {
         return Ok(());
     }
     let step = ui::Step::begin("lab", "removing what an earlier run left");
-    let mut cleanup = Command::new(sheer);
+    let stale = Lab::named(lab::NAME);
+    stale.end_processes()?;
+    let mut cleanup = if stale.proxy.exists() { stale.proxy.command(sheer) } else { Command::new(sheer) };
     process::run(cleanup.args(["cleanup", "--instance", INSTANCE]))
         .context("what an earlier run left could not be removed")?;
+    stale.down()?;
     step.done("removed what an earlier run left");
     Ok(())
 }

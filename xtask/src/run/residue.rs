@@ -53,8 +53,13 @@ pub fn changes(before: &Snapshot, after: &Snapshot) -> Vec<String> {
 /// Things of the instance and the lab that exist now, outside of any namespace.
 pub fn outside(instance: &str, lab: &str) -> Vec<String> {
     let namespaces = ["client", "proxy", "server"].map(|role| format!("/run/netns/{lab}-{role}"));
-    let own = [format!("/sys/fs/bpf/sheer/{instance}"), format!("/run/sheer/{instance}.sock")];
-    own.into_iter().chain(namespaces).filter(|path| Path::new(path).exists()).collect()
+    let pins = format!("/sys/fs/bpf/sheer/{instance}");
+    let mut left: Vec<_> =
+        namespaces.into_iter().chain([pins]).filter(|path| Path::new(path).exists()).collect();
+    let files = std::fs::read_dir("/run/sheer").into_iter().flatten().flatten();
+    let own = files.filter(|file| file.file_name().to_string_lossy().starts_with(&format!("{instance}.")));
+    left.extend(own.map(|file| file.path().display().to_string()));
+    left
 }
 
 #[cfg(test)]

@@ -91,9 +91,9 @@ pub enum FlowState {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
-    /// Packets seen; segments that the NIC or GRO merged count once.
+    /// Packets seen since the entry was made; segments that the NIC or GRO merged count once.
     pub packets: u64,
-    /// Bytes seen, from the IP header on.
+    /// Bytes seen, from the IP header on; what came before the entry was made counts as payload.
     pub bytes: u64,
     /// When the last packet came: nanoseconds of CLOCK_MONOTONIC_COARSE.
     pub last_seen_ns: u64,

@@ -104,7 +104,10 @@ fn open(ctx: &TcContext, key: &FlowKey, now: &Settings) -> Verdict {
         Action::Proxy => {}
     }
     let Some(listener) = policy::listener(now, key) else {
-        return down(service, key);
+        // While the proxy leaves, a SYN may be the repeated one of a handshake that it still finishes.
+        let under_way =
+            now.draining != 0 && Socket::of_tuple(ctx, key).is_some_and(|s| s.state() == State::Request);
+        return if under_way { Verdict::SteerSocket } else { down(service, key) };
     };
     // A client that reuses a port may meet what the connection before left behind. The stack knows best how
     // to go on, and assigning the listener here would keep it from that: a SYN on TIME_WAIT would be lost.

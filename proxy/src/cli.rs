@@ -146,6 +146,9 @@ impl RunArgs {
     pub fn into_config(self) -> Result<Config, String> {
         let workers = match self.workers {
             Some(0) => return Err("--workers 0: at least one is needed".into()),
+            Some(n) if n > MAX_WORKERS as usize => {
+                return Err(format!("--workers {n}: at most {MAX_WORKERS} are possible"));
+            }
             Some(n) => n,
             None => thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS as usize),
         };

@@ -21,11 +21,13 @@ pub const TICK: Duration = Duration::from_millis(200);
 /// Places whose memory is kept when no connection is left; a burst's is given back.
 const KEPT: usize = 256;
 
-/// Why a connection is told to end.
+/// What a connection is told: to end, but for one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Signal {
     #[default]
     None,
+    /// It has lived through a tick. Told once.
+    Lasting,
     /// Its timeout has passed without a touch.
     Expired,
     /// The proxy is being stopped by force.
@@ -54,6 +56,7 @@ struct Entry {
     touched: u32,
     limit: Ticks,
     signal: Signal,
+    lasting: bool,
 }
 
 #[derive(Debug, Default)]
@@ -66,8 +69,8 @@ pub struct Deadlines {
 impl Deadlines {
     /// Reserves a place; the connection tells its waker with [`Deadlines::set_waker`].
     pub fn open(&mut self, limit: Ticks) -> Slot {
-        let entry =
-            Some(Entry { waker: Waker::noop().clone(), touched: self.now, limit, signal: Signal::None });
+        let waker = Waker::noop().clone();
+        let entry = Some(Entry { waker, touched: self.now, limit, signal: Signal::None, lasting: false });
         if let Some(index) = self.free.pop() {
             self.entries[index as usize] = entry;
             return Slot(index);
@@ -90,9 +93,15 @@ impl Deadlines {
         }
     }
 
+    /// What the connection is told; [`Signal::Lasting`] only this once.
     #[must_use]
-    pub fn signal(&self, slot: Slot) -> Signal {
-        self.entries[slot.0 as usize].as_ref().map_or(Signal::None, |entry| entry.signal)
+    pub fn take_signal(&mut self, slot: Slot) -> Signal {
+        let Some(entry) = self.entry(slot) else { return Signal::None };
+        let signal = entry.signal;
+        if signal == Signal::Lasting {
+            entry.signal = Signal::None;
+        }
+        signal
     }
 
     pub fn close(&mut self, slot: Slot) {
@@ -105,15 +114,22 @@ impl Deadlines {
         }
     }
 
-    /// One tick later: wakes those whose limit has passed.
+    /// One tick later: wakes those whose limit has passed, and those that have seen no tick before.
     pub fn tick(&mut self) {
         self.now = self.now.wrapping_add(1);
         let now = self.now;
         for entry in self.entries.iter_mut().flatten() {
-            if entry.signal == Signal::None && now.wrapping_sub(entry.touched) >= entry.limit.0 {
-                entry.signal = Signal::Expired;
-                entry.waker.wake_by_ref();
+            if !matches!(entry.signal, Signal::None | Signal::Lasting) {
+                continue;
             }
+            if now.wrapping_sub(entry.touched) >= entry.limit.0 {
+                entry.signal = Signal::Expired;
+            } else if !entry.lasting {
+                (entry.lasting, entry.signal) = (true, Signal::Lasting);
+            } else {
+                continue;
+            }
+            entry.waker.wake_by_ref();
         }
     }
 
@@ -173,10 +189,14 @@ mod tests {
             deadlines.touch(busy, limit);
             deadlines.tick();
         }
-        assert_eq!(deadlines.signal(still), Signal::Expired);
-        assert_eq!(deadlines.signal(busy), Signal::None);
+        assert_eq!(deadlines.take_signal(still), Signal::Expired);
+        assert_eq!(deadlines.take_signal(busy), Signal::Lasting);
+        assert_eq!(deadlines.take_signal(busy), Signal::None, "told once");
+        deadlines.touch(busy, limit);
+        deadlines.tick();
+        assert_eq!(deadlines.take_signal(busy), Signal::None);
         deadlines.force();
-        assert_eq!(deadlines.signal(busy), Signal::Forced);
+        assert_eq!(deadlines.take_signal(busy), Signal::Forced);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The seam to the kernel's table of flows.
 //!
-//! The kernel marks packets of known flows by this table; the worker enters a connection's two halves as it
-//! learns them, and takes both out at its end.
+//! The kernel knows and counts packets of known flows by this table; the worker enters the two halves of a
+//! connection that lasts, and takes both out at its end.
 
 use std::fmt;
 use std::io;
@@ -28,42 +28,41 @@ pub struct ConnectionTuples {
     pub upstream: UpstreamAddr,
 }
 
+/// Payload that a connection has moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// From the client.
+    pub up: u64,
+    /// From the server.
+    pub down: u64,
+}
+
 /// One table object per worker, called on that worker's thread only. An error is counted, and the
 /// connection goes on: the kernel then finds its socket the slower way.
+///
+/// Only connections that last are entered (see [`WORTH_ENTERING`]): two entries made and removed cost a short one
+/// more than all its packets.
 pub trait FlowTable {
-    /// At accept: the half that comes from the client.
-    fn insert_client(
-        &mut self,
-        id: ConnectionId,
-        client: ClientAddr,
-        original: OriginalDst,
-    ) -> io::Result<()>;
-
-    /// Right after the upstream connection was started: the half that comes from the server.
-    fn insert_server(&mut self, flow: &ConnectionTuples) -> io::Result<()>;
-
-    /// The end of a connection that never had a server half.
-    fn remove_client(&mut self, id: ConnectionId, client: ClientAddr, original: OriginalDst);
+    /// Both halves, with what was moved before.
+    fn insert(&mut self, flow: &ConnectionTuples, moved: Moved) -> io::Result<()>;
 
     /// The end: both halves, while the sockets still own their tuples. `perhaps_reused`: a reset has freed them
     /// before, so that an entry may be a successor's by now.
     fn remove(&mut self, flow: &ConnectionTuples, perhaps_reused: bool);
 }
 
+/// A connection is entered when it has moved so many bytes of payload, or has lived through a tick of its worker's
+/// clock, which comes five times a second.
+pub const WORTH_ENTERING: u64 = 64 * 1024;
+
 /// A table that remembers nothing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoFlowTable;
 
 impl FlowTable for NoFlowTable {
-    fn insert_client(&mut self, _: ConnectionId, _: ClientAddr, _: OriginalDst) -> io::Result<()> {
+    fn insert(&mut self, _: &ConnectionTuples, _: Moved) -> io::Result<()> {
         Ok(())
     }
-
-    fn insert_server(&mut self, _: &ConnectionTuples) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn remove_client(&mut self, _: ConnectionId, _: ClientAddr, _: OriginalDst) {}
 
     fn remove(&mut self, _: &ConnectionTuples, _: bool) {}
 }

@@ -13,12 +13,12 @@ use std::time::Duration;
 
 use sheer::config::{ProxyConfig, Timeouts};
 use sheer::drain::DrainStage;
-use sheer::flow::{ConnectionId, ConnectionTuples, FlowTable, NoFlowTable};
+use sheer::flow::{ConnectionTuples, FlowTable, Moved, NoFlowTable, WORTH_ENTERING};
 use sheer::proxy::Proxy;
 use sheer::reason::CloseReason;
 use sheer::record::{AccessLog, RecordFormat};
 use sheer::socket::transparent::{ListenOptions, Listeners};
-use sheer::socket::{ClientAddr, OriginalDst, SourceMode, UpstreamAddr};
+use sheer::socket::{SourceMode, UpstreamAddr};
 use sheer::stats::StatsSnapshot;
 use sheer::upstream::Destination;
 use tokio::runtime::{Builder, Runtime};
@@ -295,29 +295,17 @@ fn force_resets_what_is_left() {
 
 #[derive(Debug, PartialEq)]
 enum Call {
-    Client(ConnectionId, ClientAddr, OriginalDst),
-    Server(ConnectionTuples),
+    Entered(ConnectionTuples, Moved),
     Gone(ConnectionTuples),
 }
 
 struct Spy(Sender<Call>);
 
 impl FlowTable for Spy {
-    fn insert_client(
-        &mut self,
-        id: ConnectionId,
-        client: ClientAddr,
-        original: OriginalDst,
-    ) -> io::Result<()> {
-        self.0.send(Call::Client(id, client, original)).map_err(io::Error::other)
-    }
-
-    fn insert_server(&mut self, flow: &ConnectionTuples) -> io::Result<()> {
-        self.0.send(Call::Server(*flow)).map_err(io::Error::other)?;
+    fn insert(&mut self, flow: &ConnectionTuples, moved: Moved) -> io::Result<()> {
+        self.0.send(Call::Entered(*flow, moved)).map_err(io::Error::other)?;
         Err(io::Error::other("full"))
     }
-
-    fn remove_client(&mut self, _: ConnectionId, _: ClientAddr, _: OriginalDst) {}
 
     fn remove(&mut self, flow: &ConnectionTuples, _: bool) {
         let _ = self.0.send(Call::Gone(*flow));
@@ -325,64 +313,57 @@ impl FlowTable for Spy {
 }
 
 #[test]
-fn the_flow_table_hears_of_both_halves_and_its_failure_stops_nothing() {
+fn the_flow_table_hears_of_a_connection_that_lasts_and_its_failure_stops_nothing() {
     let (sender, calls): (_, Receiver<Call>) = channel();
     let bed = Bed::with_table(|_| {}, Box::new(Spy(sender)));
     let (client, server) = bed.talking();
+    let Call::Entered(flow, moved) = calls.recv_timeout(HANG).unwrap() else { panic!("gone before it came") };
     let (from, source) = (client.local_addr().unwrap(), server.peer_addr().unwrap());
+    assert_eq!((flow.client.socket_addr(), flow.source.socket_addr()), (from, source));
+    assert_eq!(moved, Moved { up: 1, down: 1 });
     drop((client, server));
+    assert_eq!(calls.recv_timeout(HANG).unwrap(), Call::Gone(flow));
     assert_eq!(bed.end().0.flow_table_failed, 1);
-    let calls: Vec<Call> = calls.into_iter().collect();
-    let [Call::Client(id, client, _), Call::Server(flow), Call::Gone(gone)] = &calls[..] else {
-        panic!("unexpected calls: {calls:?}");
-    };
-    assert_eq!((client.socket_addr(), flow.source.socket_addr()), (from, source));
-    assert_eq!((flow.id, gone), (*id, flow));
 }
 
+#[test]
+fn the_flow_table_hears_of_a_connection_that_moves_much_before_it_lasts() {
+    let (sender, calls): (_, Receiver<Call>) = channel();
+    let bed = Bed::with_table(|_| {}, Box::new(Spy(sender)));
+    let (mut client, mut server) = bed.talking();
+    let much = vec![7; WORTH_ENTERING as usize];
+    let writer = std::thread::spawn(move || client.write_all(&much).unwrap());
+    let mut received = vec![0; WORTH_ENTERING as usize];
+    server.read_exact(&mut received).unwrap();
+    writer.join().unwrap();
+    assert!(matches!(calls.recv_timeout(HANG).unwrap(), Call::Entered(..)));
+    drop(server);
+    bed.end();
+}
+
+#[derive(Default)]
 struct Faulty {
-    at_accept: bool,
     told: Arc<Mutex<u32>>,
 }
 
 impl FlowTable for Faulty {
-    fn insert_client(&mut self, _: ConnectionId, _: ClientAddr, _: OriginalDst) -> io::Result<()> {
-        assert!(!self.at_accept, "a fault in the accept loop");
-        Ok(())
-    }
-
-    fn insert_server(&mut self, _: &ConnectionTuples) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn remove_client(&mut self, _: ConnectionId, _: ClientAddr, _: OriginalDst) {}
-
-    fn remove(&mut self, _: &ConnectionTuples, _: bool) {
+    fn insert(&mut self, _: &ConnectionTuples, _: Moved) -> io::Result<()> {
         *self.told.lock().unwrap() += 1;
         panic!("a fault in a session");
     }
-}
 
-#[test]
-fn a_panic_of_a_worker_comes_to_main_as_an_error() {
-    let mut bed = Bed::with_table(|_| {}, Box::new(Faulty { at_accept: true, told: Arc::default() }));
-    let client = bed.client();
-    let failure = bed.runtime.block_on(bed.proxy.finished()).unwrap_err();
-    assert_eq!(failure.worker, 0);
-    assert!(failure.to_string().contains("a fault in the accept loop"), "{failure}");
-    drop(client);
-    bed.proxy.join().unwrap();
+    fn remove(&mut self, _: &ConnectionTuples, _: bool) {}
 }
 
 #[test]
 fn a_panic_of_a_session_ends_that_session_only() {
     let told = Arc::default();
-    let bed = Bed::with_table(|_| {}, Box::new(Faulty { at_accept: false, told: Arc::clone(&told) }));
-    drop(bed.talking());
+    let bed = Bed::with_table(|_| {}, Box::new(Faulty { told: Arc::clone(&told) }));
+    let first = bed.talking();
     wait_for(&bed, |stats| stats.panics == 1);
     let second = bed.talking();
-    drop(second);
     wait_for(&bed, |stats| stats.panics == 2);
+    drop((first, second));
     assert_eq!(*told.lock().unwrap(), 2);
     assert_eq!(bed.end().0.live, 0);
 }

@@ -104,6 +104,7 @@ pub(crate) fn assert_nothing_left(instance: &str, namespace: &Namespace, footpri
         let mut left = named(instance, footprint);
         left.extend(rules_and_routes(namespace));
         left.extend(filters(namespace));
+        left.extend(attached(namespace));
         left
     });
 }
@@ -164,6 +165,15 @@ fn filters(namespace: &Namespace) -> Vec<String> {
     let shown = namespace.sh("tc qdisc show");
     let qdiscs = shown.lines().filter(|line| line.contains("clsact") || line.contains("ingress"));
     qdiscs.map(|line| format!("tc {line}")).collect()
+}
+
+/// Programs on devices of the namespace, pinned or not.
+fn attached(namespace: &Namespace) -> Vec<String> {
+    let output =
+        namespace.command("bpftool").args(["-j", "net", "show"]).output().expect("cannot run bpftool");
+    let shown: Value = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+    let programs = shown[0]["tc"].as_array().into_iter().flatten();
+    programs.map(|program| format!("attached {program}")).collect()
 }
 
 fn pins(directory: &Path) -> Vec<PathBuf> {

@@ -1,5 +1,6 @@
 //! The product under test: the built binary in the middle of the lab.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -69,6 +70,13 @@ impl<'lab> SheerBuilder<'lab> {
         self
     }
 
+    /// Another name for the instance than one of its own, e.g. that of a dead one.
+    #[must_use]
+    pub fn named(mut self, instance: &str) -> Self {
+        instance.clone_into(&mut self.instance);
+        self
+    }
+
     /// The instance's name, which is chosen to be unique.
     #[must_use]
     pub fn instance(&self) -> &str {
@@ -101,6 +109,36 @@ impl<'lab> SheerBuilder<'lab> {
         let footprint = Footprint::of(&self.instance);
         assert!(!footprint.programs.is_empty(), "sheer is ready, but has no program pinned");
         Sheer { builder: self, process, footprint, settled: false }
+    }
+
+    /// Starts it where it has to fail, and gives what it said.
+    ///
+    /// # Panics
+    /// When it gets ready, or ends otherwise than by saying why it cannot.
+    #[must_use]
+    pub fn start_in_vain(&self) -> String {
+        let mut process = Process::start("sheer run", self.command());
+        let status = process.wait();
+        let said = process.stderr().join("\n");
+        assert_eq!(status.code(), Some(1), "sheer run had to fail at work: {said}");
+        assert!(!said.contains("panicked"), "{said}");
+        said
+    }
+
+    /// Fails the test if anything of the instance is there, and removes it then.
+    ///
+    /// # Panics
+    /// When something is.
+    pub fn assert_nothing_left(&self) {
+        let middle = self.lab.middle();
+        let looked = catch_unwind(AssertUnwindSafe(|| {
+            assert_nothing_left(&self.instance, middle, &Footprint::default());
+        }));
+        if let Err(panic) = looked {
+            let mut cleanup = middle.command(&binary().to_string_lossy());
+            let _ = cleanup.args(["cleanup", "--instance", &self.instance]).output();
+            resume_unwind(panic);
+        }
     }
 }
 
@@ -251,6 +289,12 @@ impl<'lab> Sheer<'lab> {
         let output = self.control("cleanup", &[]);
         assert!(output.status.success(), "sheer cleanup: {}", String::from_utf8_lossy(&output.stderr));
         assert_nothing_left(&self.builder.instance, self.builder.lab.middle(), &self.footprint);
+    }
+
+    /// kill -9 and no more: for a dead one whose name another one has taken. Its namespace goes with the lab.
+    pub fn vanish(mut self) {
+        self.process.kill();
+        self.settled = true;
     }
 
     /// SIGTERM.

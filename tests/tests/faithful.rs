@@ -266,3 +266,35 @@ fn data_right_before_the_end_is_never_lost() {
     }
     sheer.stop();
 }
+
+/// What a server says that has seen enough of an upload.
+const ENOUGH: &str = "HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+const UPLOADS: usize = 100;
+
+#[test]
+fn an_answer_that_comes_in_the_middle_of_an_upload_arrives_although_a_reset_follows() {
+    let lab = Lab::new();
+    let server = Server::start(lab.server(), Family::V4, 80, |mut stream| {
+        read(&mut stream, &mut [0; 1024])?;
+        // What is left unread makes the end a reset.
+        stream.write_all(ENOUGH.as_bytes())
+    });
+    let answered = || (0..UPLOADS).filter(|_| upload(&lab, server.address()) == ENOUGH).count();
+    let directly = answered();
+    let sheer = Sheer::on(&lab).tcp("80").start();
+    let proxied = answered();
+    println!("of {UPLOADS} uploads were answered: {directly} directly, {proxied} through the proxy");
+    assert!(proxied + 5 >= directly, "{proxied} answers came, {directly} without the proxy");
+    assert_eq!(sheer.stop().len(), UPLOADS);
+}
+
+/// Sends until the server will have no more, and gives what it had to say.
+fn upload(lab: &Lab, to: SocketAddr) -> String {
+    let mut stream = lab.client().connect(to);
+    let body = vec![b'x'; 64 * 1024];
+    while stream.write_all(&body).is_ok() {}
+    let mut answer = Vec::new();
+    // A reset may stand at the end of it.
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8(answer).unwrap()
+}

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use sheer_tests::{Capture, Dial, Family, Lab, PATIENCE, Server, Sheer, reasons, wait_until};
+use sheer_tests::{Capture, Dial, Family, Lab, PATIENCE, Server, Sheer, read, reasons, reset, wait_until};
 
 fn ping(stream: &mut TcpStream) -> std::io::Result<()> {
     stream.write_all(b"ping")?;
@@ -40,6 +40,45 @@ fn killed_with_when_down_open_new_connections_reach_the_real_server_at_once() {
         let quickly = Dial::to(server.address()).within(Duration::from_millis(900));
         let stream = lab.client().dial(quickly).expect("without a retransmitted SYN");
         assert_eq!(server.last(), stream.local_addr().unwrap(), "{family}: nobody stands between them");
+    }
+    sheer.cleanup();
+}
+
+#[test]
+fn killed_with_when_down_open_a_client_comes_again_from_a_port_that_the_proxy_knew() {
+    let lab = Lab::new();
+    let mut sheer = Sheer::on(&lab).tcp("7").option("--when-down", "open").start();
+    // Resets at the end, so that the kernel keeps nothing of the old connections but the entries of the dead proxy.
+    let serve = |mut stream: TcpStream| {
+        let mut buffer = [0; 64];
+        while let count @ 1.. = read(&mut stream, &mut buffer)? {
+            stream.write_all(&buffer[..count])?;
+        }
+        reset(stream);
+        Ok(())
+    };
+    let servers = Family::BOTH.map(|family| Server::start(lab.server(), family, 7, serve));
+    let live = servers.each_ref().map(|server| {
+        let mut stream = lab.client().connect(server.address());
+        ping(&mut stream).unwrap();
+        (stream.local_addr().unwrap(), server.last(), stream)
+    });
+    sheer.kill();
+    let ports = live.map(|(clients, proxys, stream)| {
+        assert_ne!(clients, proxys, "without a port of its own the proxy was not in between");
+        reset(stream);
+        [clients, proxys]
+    });
+    wait_until("nothing of the old connections is left", PATIENCE, || {
+        lab.middle().sh("ss -Htan").is_empty().then_some(())
+    });
+    for (server, ports) in servers.iter().zip(ports) {
+        for from in ports {
+            let dial = Dial::to(server.address()).from(from).within(Duration::from_millis(900));
+            let mut stream = lab.client().dial(dial).unwrap_or_else(|e| panic!("{from}: {e}"));
+            ping(&mut stream).unwrap_or_else(|e| panic!("{from}: {e}"));
+            assert_eq!(server.last(), from, "nobody stands between them");
+        }
     }
     sheer.cleanup();
 }
@@ -157,6 +196,38 @@ fn sigterm_lets_running_connections_finish() {
         newcomer.local_addr().unwrap(),
         "a newcomer goes its own way, as if the proxy were down"
     );
+    assert!(sheer.process().is_running());
+    drop(stream);
+    let (status, records) = sheer.wait();
+    assert!(status.success(), "{status}");
+    assert_eq!(reasons(&records), ["client_closed"]);
+}
+
+#[test]
+fn sigterm_lets_a_handshake_finish_that_is_under_way() {
+    let lab = Lab::new();
+    let mut sheer = Sheer::on(&lab).tcp("7").source("proxy").start();
+    let server = Server::echo(lab.server(), Family::V4, 7);
+    // Of what the client sends, only what has no ACK comes through: the SYN.
+    lab.client().sh("tc qdisc add dev eth0 root handle 1: htb default 1");
+    for class in 1..=2 {
+        lab.client()
+            .sh(&format!("tc class add dev eth0 parent 1: classid 1:{class} htb rate 10gbit quantum 60000"));
+    }
+    lab.client().sh("tc qdisc add dev eth0 parent 1:2 pfifo limit 0");
+    lab.client().sh("tc filter add dev eth0 parent 1: protocol ip u32 match u8 0x10 0x10 at 33 flowid 1:2");
+    let mut stream = lab.client().connect(server.address());
+    wait_until("the proxy's side waits for the end of the handshake", PATIENCE, || {
+        lab.middle().sh("ss -Htn state syn-recv").contains(":7 ").then_some(())
+    });
+    sheer.terminate();
+    wait_until("the instance says that it drains", PATIENCE, || {
+        (sheer.json("status")["state"] == "draining").then_some(())
+    });
+    assert_eq!(sheer.json("status")["connections"]["accepted"], 0, "the handshake was over too early");
+    lab.client().sh("tc qdisc del dev eth0 root");
+    ping(&mut stream).expect("a handshake that is under way may end well");
+    assert_eq!(server.peer_of_last(), lab.server().gateway(Family::V4));
     assert!(sheer.process().is_running());
     drop(stream);
     let (status, records) = sheer.wait();

@@ -1,6 +1,7 @@
 //! Kinds of networks: reverse-path checks, asymmetric routes, bridges, VLANs, both ways of attaching.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has to fail")]
 
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 
 use sheer_tests::{Dial, Family, Feature, Lab, Namespace, PATIENCE, Pattern, Server, Sheer, missing};
@@ -193,34 +194,48 @@ fn tagged_packets_are_intercepted_on_the_trunk_and_on_the_vlan_device() {
     }
 }
 
-/// middle ── 1500 ── near ── 1280 ── far ── 1500 ── server: neither end can know of the narrow place but by the ICMP errors
-/// of "near", which go to the address that the proxy borrowed from the client.
+/// middle ── 1500 ── near ── 1280 ── far ── 1500 ── beyond: neither end can know of the narrow place but by the ICMP errors
+/// of the routers beside it.
+struct Narrow {
+    _near: Namespace,
+    _far: Namespace,
+    beyond: Namespace,
+}
+
+impl Narrow {
+    /// Behind the middle's device `near0`; "beyond" is 10.23.0.2 and 2001:db8:23::2.
+    fn behind(lab: &Lab) -> Self {
+        let (near, far) = (Namespace::new("near"), Namespace::new("far"));
+        for router in [&near, &far] {
+            router.sysctl("net.ipv4.ip_forward", "1");
+            router.sysctl("net.ipv6.conf.all.forwarding", "1");
+        }
+        let beyond = Namespace::new("beyond");
+        wire((lab.middle(), "near0", 701), (&near, "eth0"), 1500, 21);
+        wire((&near, "behind", 702), (&far, "eth0"), 1280, 22);
+        wire((&far, "behind", 703), (&beyond, "eth0"), 1500, 23);
+        let routes = |net: u8, via4: &str, via6: &str| {
+            format!("route add 10.{net}.0.0/24 via {via4}\nroute add 2001:db8:{net}::/64 via {via6}\n")
+        };
+        lab.middle().configure(&routes(23, "10.21.0.2", "2001:db8:21::2"));
+        near.configure(&routes(23, "10.22.0.2", "2001:db8:22::2"));
+        near.configure("route add default via 10.21.0.1\nroute add default via 2001:db8:21::1\n");
+        far.configure("route add default via 10.22.0.1\nroute add default via 2001:db8:22::1\n");
+        beyond.configure("route add default via 10.23.0.1\nroute add default via 2001:db8:23::1\n");
+        Self { _near: near, _far: far, beyond }
+    }
+}
+
+/// The ICMP errors go to the address that the proxy borrowed from the client.
 #[test]
 fn a_narrow_link_behind_a_router_is_discovered_while_speaking_from_the_clients_address() {
     let lab = Lab::new();
-    let (near, far) = (Namespace::new("near"), Namespace::new("far"));
-    for router in [&near, &far] {
-        router.sysctl("net.ipv4.ip_forward", "1");
-        router.sysctl("net.ipv6.conf.all.forwarding", "1");
-    }
-    let beyond = Namespace::new("beyond");
-    wire((lab.middle(), "near0", 701), (&near, "eth0"), 1500, 21);
-    wire((&near, "behind", 702), (&far, "eth0"), 1280, 22);
-    wire((&far, "behind", 703), (&beyond, "eth0"), 1500, 23);
-    let routes = |net: u8, via4: &str, via6: &str| {
-        format!("route add 10.{net}.0.0/24 via {via4}\nroute add 2001:db8:{net}::/64 via {via6}\n")
-    };
-    lab.middle().configure(&routes(23, "10.21.0.2", "2001:db8:21::2"));
-    near.configure(&routes(23, "10.22.0.2", "2001:db8:22::2"));
-    near.configure("route add default via 10.21.0.1\nroute add default via 2001:db8:21::1\n");
-    far.configure("route add default via 10.22.0.1\nroute add default via 2001:db8:22::1\n");
-    beyond.configure("route add default via 10.23.0.1\nroute add default via 2001:db8:23::1\n");
-
+    let narrow = Narrow::behind(&lab);
     let sheer = Sheer::on(&lab).tcp("80").interfaces(&["clients0", "near0"]).start();
     for address in ["10.23.0.2:80", "[2001:db8:23::2]:80"] {
         let to: SocketAddr = address.parse().unwrap();
-        let listener = beyond.run(|| std::net::TcpListener::bind(to).unwrap());
-        let received = beyond.spawn("sink", move || {
+        let listener = narrow.beyond.run(|| std::net::TcpListener::bind(to).unwrap());
+        let received = narrow.beyond.spawn("sink", move || {
             let (mut stream, peer) = listener.accept().unwrap();
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             (Pattern::new(3).receive(&mut stream).map_err(|e| e.to_string()), peer.ip())
@@ -232,6 +247,34 @@ fn a_narrow_link_behind_a_router_is_discovered_while_speaking_from_the_clients_a
         assert_eq!(received.join().unwrap(), (Ok(1_000_000), lab.client().ip(family)), "{address}");
     }
     sheer.stop();
+}
+
+/// The ICMP errors name a packet from a port that Sheer takes, and yet they are the real server's.
+#[test]
+fn a_narrow_link_before_the_client_is_discovered_by_connections_that_are_not_proxied_too() {
+    let lab = Lab::new();
+    let Narrow { beyond, .. } = &Narrow::behind(&lab);
+    let servers = Family::BOTH.map(|family| {
+        Server::start(lab.server(), family, 80, |mut stream| {
+            stream.read_exact(&mut [0])?;
+            Pattern::new(3).send(&mut stream, 1_000_000).map_err(|e| std::io::Error::other(e.to_string()))
+        })
+    });
+    let open = |server: &Server| beyond.run(|| sheer_tests::connect(Dial::to(server.address())).unwrap());
+    let fetch = |mut stream: std::net::TcpStream| {
+        stream.write_all(b"x").unwrap();
+        Pattern::new(3).receive(&mut stream).map_err(|e| e.to_string())
+    };
+    let before = servers.each_ref().map(open);
+    let sheer = Sheer::on(&lab).tcp("80").interfaces(&["near0", "servers0"]).start();
+    for (family, stream) in Family::BOTH.into_iter().zip(before) {
+        assert_eq!(fetch(stream), Ok(1_000_000), "{family}, past the proxy");
+    }
+    assert_eq!(sheer.json("status")["connections"]["accepted"], 0);
+    for (family, server) in Family::BOTH.into_iter().zip(&servers) {
+        assert_eq!(fetch(open(server)), Ok(1_000_000), "{family}, through the proxy");
+    }
+    assert_eq!(sheer.stop().len(), 2);
 }
 
 /// A veth pair of this MTU with the addresses 10.NET.0.1 and .2, and 2001:db8:NET::1 and ::2.
@@ -260,8 +303,8 @@ fn connections_that_were_under_way_before_are_not_disturbed() {
     let from = SocketAddr::new(lab.client().v4(), 40000);
     let mut stream = lab.client().dial(Dial::to(server.address()).from(from)).unwrap();
     let mut ping = || {
-        std::io::Write::write_all(&mut stream, b"x").unwrap();
-        std::io::Read::read_exact(&mut stream, &mut [0]).unwrap();
+        stream.write_all(b"x").unwrap();
+        stream.read_exact(&mut [0]).unwrap();
     };
     ping();
     let sheer = Sheer::on(&lab).tcp("7").start();

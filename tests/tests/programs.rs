@@ -13,8 +13,8 @@ use frames::{Frame, Tag};
 use sheer::{
     config::{Config, Service, Timeouts, WhenDown},
     dataplane::{Dataplane, object::program},
-    flow::ConnectionId,
-    socket::{ClientAddr, OriginalDst, bind_listeners},
+    flow::{ConnectionId, ConnectionTuples, Moved},
+    socket::{ClientAddr, OriginalDst, SourceAddr, UpstreamAddr, bind_listeners},
 };
 use sheer_common::{
     abi::{LAYOUT, Settings},
@@ -187,7 +187,14 @@ fn packets_of_a_known_connection_are_marked_and_counted() {
             let (client, server) = (addr(client), addr(server));
             let data = Frame::data(client, server);
             assert_eq!(b.ethernet(&data), Outcome::passed(Verdict::PassNoSocket));
-            table.insert_client(ConnectionId(7), ClientAddr::new(client), OriginalDst::new(server)).unwrap();
+            let flow = ConnectionTuples {
+                id: ConnectionId(7),
+                client: ClientAddr::new(client),
+                original: OriginalDst::new(server),
+                source: SourceAddr::new(SocketAddr::new(client.ip(), 40001)),
+                upstream: UpstreamAddr::new(server),
+            };
+            table.insert(&flow, Moved::default()).unwrap();
             assert_eq!(b.ethernet(&data), Outcome::steered(Verdict::SteerFlow));
             assert_eq!(b.ethernet(&data.clone().tagged(&[Tag::VLAN])), Outcome::steered(Verdict::SteerFlow));
             assert_eq!(
@@ -198,7 +205,10 @@ fn packets_of_a_known_connection_are_marked_and_counted() {
             assert_eq!(b.run(program::IP, &data.ip()), Outcome::steered(Verdict::SteerFlow));
             let other_way = Frame::data(server, client);
             assert_eq!(b.ethernet(&other_way), Outcome::passed(Verdict::PassNoSocket));
-            table.remove_client(ConnectionId(7), ClientAddr::new(client), OriginalDst::new(server));
+            let answer = Frame::data(server, SocketAddr::new(client.ip(), 40001));
+            assert_eq!(b.ethernet(&answer), Outcome::steered(Verdict::SteerFlow));
+            table.remove(&flow, true);
+            assert_eq!(b.ethernet(&answer), Outcome::passed(Verdict::PassNoSocket));
             assert_eq!(b.ethernet(&data), Outcome::passed(Verdict::PassNoSocket));
         }
     });

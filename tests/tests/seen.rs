@@ -1,6 +1,7 @@
 //! What can be seen of a running instance: status, flows, maps by name, access records, error messages.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has to fail")]
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::process::Command;
 
@@ -15,13 +16,17 @@ fn flows_show_a_connection_while_it_lasts_and_not_afterwards() {
         let mut stream = lab.client().connect(server.address());
         stream.write_all(b"hello").unwrap();
         stream.read_exact(&mut [0; 5]).unwrap();
+        let flow = sheer_tests::wait_until("the connection stands in flows", sheer_tests::PATIENCE, || {
+            sheer.json("flows").get(0).cloned()
+        });
+        stream.write_all(b"again").unwrap();
+        stream.read_exact(&mut [0; 5]).unwrap();
         let flows = sheer.json("flows");
-        let flow = &flows[0];
         assert_eq!(flow["client"], stream.local_addr().unwrap().to_string(), "{flows}");
         assert_eq!(flow["original"], server.address().to_string());
         assert_eq!(flow["source"], server.last().to_string());
         assert!(
-            flow["up"]["packets"].as_u64() > Some(0) && flow["down"]["packets"].as_u64() > Some(0),
+            flows[0]["up"]["packets"].as_u64() > Some(0) && flows[0]["down"]["packets"].as_u64() > Some(0),
             "{flows}"
         );
         drop(stream);
@@ -60,6 +65,9 @@ fn bpftool_shows_the_flows_map_by_field_names() {
     let mut stream = lab.client().connect(server.address());
     stream.write_all(b"x").unwrap();
     stream.read_exact(&mut [0]).unwrap();
+    sheer_tests::wait_until("the connection stands in flows", sheer_tests::PATIENCE, || {
+        sheer.json("flows").get(0).map(|_| ())
+    });
     let pinned = format!("/sys/fs/bpf/sheer/{}/maps/flows", sheer.instance());
     let dump = Command::new("bpftool").args(["map", "dump", "pinned", &pinned]).output().unwrap();
     let text = String::from_utf8_lossy(&dump.stdout);
@@ -169,6 +177,13 @@ fn wrong_use_ends_with_2_and_says_what_is_wrong() {
         (&["run", "-i", "lo", "--tcp", "99999"], "99999"),
         (&["run", "-i", "lo", "--tcp", "80", "--source", "nobody"], "nobody"),
         (&["run", "-i", "lo", "--tcp", "80", "--when-down", "maybe"], "maybe"),
+        (&["run", "-i", "lo", "--tcp", "80", "--when-down", "maybe"], "open"),
+        (&["run", "-i", "lo", "--tcp", "0"], "1"),
+        (&["run", "-i", "lo", "--tcp", "80-8"], "80-8"),
+        (&["run", "-i", "lo", "--tcp", "80", "--workers", "0"], "--workers 0: at least one"),
+        (&["run", "-i", "lo", "--tcp", "80", "--max-connections", "0"], "--max-connections 0"),
+        (&["run", "-i", "lo", "--tcp", "80", "--attach", "tc"], "clsact"),
+        (&["run", "-i", "lo", "--tcp", "80", "--instance", "a/b"], "letters"),
     ] {
         let output = Command::new(binary()).args(arguments).output().unwrap();
         let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -186,4 +201,39 @@ fn asking_an_instance_that_is_not_there_fails_with_a_word_about_it() {
         assert_eq!(output.status.code(), Some(1), "{command}: {complaint}");
         assert!(complaint.contains("nobody-of-this-name"), "{command}: {complaint}");
     }
+}
+
+#[test]
+fn connections_are_numbered_from_one_and_no_number_comes_twice() {
+    for workers in ["1", "3"] {
+        let lab = Lab::new();
+        let sheer = Sheer::on(&lab).tcp("80").option("--workers", workers).start();
+        let server = Server::hello(lab.server(), Family::V4, 80);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..10).for_each(|_| drop(lab.client().ask(server.address()))));
+            }
+        });
+        let records = sheer.stop();
+        let numbers: BTreeSet<u64> = records.iter().map(|record| record["id"].as_u64().unwrap()).collect();
+        assert_eq!(numbers.len(), 40, "{workers} workers: {numbers:?}");
+        assert!(!numbers.contains(&0), "{workers} workers: 0 is nobody's number");
+        assert!(workers != "1" || numbers.into_iter().eq(1..=40));
+    }
+}
+
+#[test]
+fn asked_for_its_status_a_dead_instance_is_said_to_be_dead_and_what_can_be_done() {
+    let lab = Lab::new();
+    let mut sheer = Sheer::on(&lab).tcp("80").start();
+    sheer.kill();
+    for arguments in [&[][..], &["--json"]] {
+        let output = sheer.control("status", arguments);
+        let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{complaint}");
+        for word in [sheer.instance(), "not running", "sheer run", "sheer cleanup"] {
+            assert!(complaint.contains(word), "no {word} in: {complaint}");
+        }
+    }
+    sheer.cleanup();
 }

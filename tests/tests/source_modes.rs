@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::net::SocketAddr;
 
 use sheer_tests::{Dial, Family, Lab, Server, Sheer, read};
+use socket2::{Domain, Socket, Type};
 
 #[test]
 fn by_default_the_server_sees_the_clients_own_address() {
@@ -45,6 +46,58 @@ fn with_source_client_port_the_server_sees_address_and_port() {
     }
     // Without the proxy in between it would look the same: that it was there is in the records.
     assert_eq!(sheer.stop().len(), 2);
+}
+
+#[test]
+fn with_source_client_port_one_client_port_can_speak_to_two_servers() {
+    let lab = Lab::builder().servers(2).build();
+    let sheer = Sheer::on(&lab).tcp("7").source("client-port").start();
+    for family in Family::BOTH {
+        let from = SocketAddr::new(lab.client().ip(family), 43210);
+        let servers = lab.servers().iter().map(|host| Server::echo(host, family, 7)).collect::<Vec<_>>();
+        let dial = |server: &Server| lab.client().dial(Dial::to(server.address()).from(from)).unwrap();
+        let mut streams = servers.iter().map(dial).collect::<Vec<_>>();
+        for (server, stream) in servers.iter().zip(&mut streams) {
+            let message = server.address().to_string();
+            stream.write_all(message.as_bytes()).unwrap();
+            let mut back = vec![0; message.len()];
+            stream.read_exact(&mut back).unwrap();
+            assert_eq!((String::from_utf8(back).unwrap(), server.last()), (message, from), "{family}");
+        }
+    }
+    let records = sheer.stop();
+    assert_eq!(records.len(), 4);
+    assert!(records.iter().all(|record| record["source_port_changed"].is_null()), "{records:?}");
+}
+
+#[test]
+fn with_source_client_port_a_port_that_is_taken_gives_way_to_another_and_it_is_said() {
+    let lab = Lab::new();
+    let sheer = Sheer::on(&lab).tcp("80").source("client-port").start();
+    for family in Family::BOTH {
+        let from = SocketAddr::new(lab.client().ip(family), 43210);
+        let _taken = lab.middle().run(|| occupy(from));
+        let server = Server::hello(lab.server(), family, 80);
+        let mut stream = lab.client().dial(Dial::to(server.address()).from(from)).unwrap();
+        stream.read_to_string(&mut String::new()).unwrap();
+        assert_eq!(server.peer_of_last(), from.ip(), "{family}: the port gives way, never the address");
+        assert_ne!(server.last().port(), from.port(), "{family}");
+    }
+    let records = sheer.stop();
+    let told = records.iter().map(|record| &record["source_port_changed"]);
+    assert_eq!(told.collect::<Vec<_>>(), [true, true], "{records:?}");
+}
+
+/// Holds a foreign address and port for itself, as another proxy on this host might.
+fn occupy(address: SocketAddr) -> Socket {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
+    if address.is_ipv4() {
+        socket.set_ip_transparent_v4(true).unwrap();
+    } else {
+        socket.set_ip_transparent_v6(true).unwrap();
+    }
+    socket.bind(&address.into()).unwrap();
+    socket
 }
 
 #[test]

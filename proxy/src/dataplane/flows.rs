@@ -10,10 +10,7 @@ use super::{
     DataplaneError,
     object::{address, map, refused_entry},
 };
-use crate::{
-    flow::{ConnectionId, ConnectionTuples, FlowTable},
-    socket::{ClientAddr, OriginalDst},
-};
+use crate::flow::{ConnectionId, ConnectionTuples, FlowTable, Moved};
 
 /// One worker's hand on the `flows` map.
 pub struct KernelFlows {
@@ -27,42 +24,32 @@ impl KernelFlows {
         let map = HashMap::try_from(aya::maps::Map::HashMap(data)).map_err(refused_entry(map::FLOWS))?;
         Ok(Self { map })
     }
-
-    fn insert(&mut self, key: FlowKey, id: ConnectionId, side: Side) -> io::Result<()> {
-        self.map.insert(key, entry(id, side), 0).map_err(errno)
-    }
 }
 
 impl FlowTable for KernelFlows {
-    fn insert_client(
-        &mut self,
-        id: ConnectionId,
-        client: ClientAddr,
-        original: OriginalDst,
-    ) -> io::Result<()> {
-        self.insert(key(client.socket_addr(), original.socket_addr()), id, Side::FromClient)
-    }
-
-    fn insert_server(&mut self, flow: &ConnectionTuples) -> io::Result<()> {
-        self.insert(key(flow.upstream.socket_addr(), flow.source.socket_addr()), flow.id, Side::FromServer)
+    fn insert(&mut self, flow: &ConnectionTuples, moved: Moved) -> io::Result<()> {
+        let [client, server] = keys(flow);
+        self.map.insert(client, entry(flow.id, Side::FromClient, moved.up), 0).map_err(errno)?;
+        self.map.insert(server, entry(flow.id, Side::FromServer, moved.down), 0).map_err(errno)
     }
 
     // That an entry is gone already is no failure: it was never made where the map was full.
-    fn remove_client(&mut self, _: ConnectionId, client: ClientAddr, original: OriginalDst) {
-        let _ = self.map.remove(&key(client.socket_addr(), original.socket_addr()));
-    }
-
     fn remove(&mut self, flow: &ConnectionTuples, perhaps_reused: bool) {
-        for key in [
-            key(flow.client.socket_addr(), flow.original.socket_addr()),
-            key(flow.upstream.socket_addr(), flow.source.socket_addr()),
-        ] {
+        for key in keys(flow) {
             let successors = perhaps_reused && self.map.get(&key, 0).is_ok_and(|f| f.connection != flow.id.0);
             if !successors {
                 let _ = self.map.remove(&key);
             }
         }
     }
+}
+
+/// The keys of packets from the client, and from the server.
+fn keys(flow: &ConnectionTuples) -> [FlowKey; 2] {
+    [
+        key(flow.client.socket_addr(), flow.original.socket_addr()),
+        key(flow.upstream.socket_addr(), flow.source.socket_addr()),
+    ]
 }
 
 /// The system's error behind aya's.
@@ -81,11 +68,11 @@ fn key(from: std::net::SocketAddr, to: std::net::SocketAddr) -> FlowKey {
 }
 
 /// A fresh entry.
-fn entry(id: ConnectionId, side: Side) -> Flow {
+fn entry(id: ConnectionId, side: Side, bytes: u64) -> Flow {
     let now = monotonic_ns();
     Flow {
         packets: 0,
-        bytes: 0,
+        bytes,
         last_seen_ns: now,
         opened_ns: now,
         connection: id.0,

@@ -119,7 +119,7 @@ impl Relay {
             let polled = up.poll(cx, from_client, from_server, bench, down.ended());
             // A server that answers and resets while the client still uploads has answered all the same.
             if polled.as_ref().is_err_and(|fault| fault.side == Side::Server) && !down.ended() {
-                let _ = down.poll(cx, from_server, from_client, bench, false);
+                down.last_words(cx, server, client, bench);
             }
             if polled?.is_ready() {
                 first.get_or_insert(Side::Client);

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 
 /// Bytes that a pipe holds.
-pub const PIPE_SIZE: usize = 256 * 1024;
+pub const PIPE_SIZE: usize = 1024 * 1024;
 /// Pipes in use at once, per worker: 64 MiB if every page of each is filled.
 pub const MAX_PIPES: usize = 256;
 /// Pipes kept for the next user.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Accepted ──▶ Session ──▶ Connecting ──▶ Relay ──▶ Relayed ──▶ AccessRecord
-//!   flow table: client half  server half            both out
+//!                             flow table:  in if it lasts, out
 //! ```
 //!
 //! Only this module knows the whole chain. A stage that fails goes straight to `Relayed`, with no bytes and the
@@ -19,7 +19,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Instant, SystemTime};
 
-use crate::flow::{ConnectionId, ConnectionTuples};
+use crate::flow::{ConnectionId, ConnectionTuples, Moved};
 use crate::limit::Permit;
 use crate::reason::CloseReason;
 use crate::record::AccessRecord;
@@ -38,6 +38,8 @@ struct Case {
     source: Option<SourceAddr>,
     upstream: Option<UpstreamAddr>,
     source_port_changed: bool,
+    /// It stands in the flow table.
+    entered: bool,
     _permit: Permit,
 }
 
@@ -97,6 +99,7 @@ impl Accepted {
             source: None,
             upstream: None,
             source_port_changed: false,
+            entered: false,
             _permit: permit,
         };
         Self { case, to_listener, fd }
@@ -104,7 +107,6 @@ impl Accepted {
 
     fn open(self, worker: &Worker) -> Result<Session, Relayed> {
         let Self { case, to_listener, fd } = self;
-        worker.note_flow(|table| table.insert_client(case.id, case.client, case.original));
         let route = worker.config.route();
         if to_listener && route.destination == Destination::Original {
             return Err(case.refuse(fd, CloseReason::Loop));
@@ -129,9 +131,6 @@ impl Session {
         if started.port_changed {
             case.source_port_changed = true;
             worker.stats.source_port_changed.add(1);
-        }
-        if let Some(flow) = case.tuples() {
-            worker.note_flow(|table| table.insert_server(&flow));
         }
         match (Stream::register(client), Stream::register(started.fd)) {
             (Ok(client), Ok(server)) => Ok(Connecting { case, client, server }),
@@ -172,13 +171,9 @@ impl Relayed {
             sink.put(&case.record(&outcome));
         }
         drop(sink);
-        let mut table = worker.table.borrow_mut();
-        match case.tuples() {
-            Some(flow) => {
-                let reset = matches!(outcome.reason, CloseReason::ClientReset | CloseReason::ServerReset);
-                table.remove(&flow, reset);
-            }
-            None => table.remove_client(case.id, case.client, case.original),
+        if let Some(flow) = case.tuples().filter(|_| case.entered) {
+            let reset = matches!(outcome.reason, CloseReason::ClientReset | CloseReason::ServerReset);
+            worker.table.borrow_mut().remove(&flow, reset);
         }
     }
 }
@@ -187,6 +182,16 @@ impl Case {
     fn tuples(&self) -> Option<ConnectionTuples> {
         let Self { id, client, original, .. } = *self;
         Some(ConnectionTuples { id, client, original, source: self.source?, upstream: self.upstream? })
+    }
+
+    /// Into the flow table, once.
+    fn enter(&mut self, worker: &Worker, moved: Moved) {
+        if !self.entered
+            && let Some(flow) = self.tuples()
+        {
+            self.entered = true;
+            worker.note_flow(|table| table.insert(&flow, moved));
+        }
     }
 
     fn refuse(self, client: OwnedFd, reason: CloseReason) -> Relayed {

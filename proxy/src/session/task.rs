@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 
 use super::{Case, Connecting, Relayed};
 use crate::clock::{Signal, Slot};
+use crate::flow::{Moved, WORTH_ENTERING};
 use crate::reason::CloseReason;
 use crate::relay::Relay;
 use crate::upstream;
@@ -42,7 +43,7 @@ impl Future for Task {
             task.worker.deadlines.borrow_mut().set_waker(task.slot, cx.waker());
             task.known = true;
         }
-        let signal = task.worker.deadlines.borrow().signal(task.slot);
+        let signal = task.signal();
         if let Stage::Connecting(connecting) = &task.stage {
             let Poll::Ready(connected) = poll_connecting(cx, connecting, signal) else {
                 return Poll::Pending;
@@ -56,8 +57,12 @@ impl Future for Task {
             let (case, relay) = connecting.relay();
             task.stage = Stage::Relaying(case, relay);
         }
-        if let Stage::Relaying(_, relay) = &mut task.stage {
-            let Poll::Ready(reason) = poll_relay(cx, relay, &task.worker, task.slot, signal) else {
+        if let Stage::Relaying(case, relay) = &mut task.stage {
+            let polled = poll_relay(cx, relay, &task.worker, task.slot, signal);
+            let Poll::Ready(reason) = polled else {
+                if moved(relay).up + moved(relay).down >= WORTH_ENTERING {
+                    case.enter(&task.worker, moved(relay));
+                }
                 return Poll::Pending;
             };
             task.end(reason);
@@ -72,7 +77,7 @@ fn poll_connecting(
     signal: Signal,
 ) -> Poll<Result<(), CloseReason>> {
     match signal {
-        Signal::None => {}
+        Signal::None | Signal::Lasting => {}
         Signal::Expired => return Poll::Ready(Err(CloseReason::ConnectTimeout)),
         Signal::Forced => return Poll::Ready(Err(CloseReason::Drained)),
     }
@@ -94,7 +99,7 @@ fn poll_relay(
     signal: Signal,
 ) -> Poll<CloseReason> {
     match signal {
-        Signal::None => {}
+        Signal::None | Signal::Lasting => {}
         Signal::Expired if relay.half_closed() => return Poll::Ready(CloseReason::HalfCloseTimeout),
         Signal::Expired => return Poll::Ready(CloseReason::IdleTimeout),
         Signal::Forced => return Poll::Ready(CloseReason::Drained),
@@ -111,7 +116,26 @@ fn poll_relay(
     polled
 }
 
+fn moved(relay: &Relay) -> Moved {
+    let (up, down) = relay.bytes();
+    Moved { up, down }
+}
+
 impl Task {
+    /// What the clock says. That the connection has lived through a tick is dealt with here.
+    fn signal(&mut self) -> Signal {
+        let signal = self.worker.deadlines.borrow_mut().take_signal(self.slot);
+        if signal != Signal::Lasting {
+            return signal;
+        }
+        match &mut self.stage {
+            Stage::Connecting(connecting) => connecting.case.enter(&self.worker, Moved::default()),
+            Stage::Relaying(case, relay) => case.enter(&self.worker, moved(relay)),
+            Stage::Over => {}
+        }
+        Signal::None
+    }
+
     fn take_stage(&mut self) -> Stage {
         std::mem::replace(&mut self.stage, Stage::Over)
     }

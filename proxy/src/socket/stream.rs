@@ -60,6 +60,11 @@ impl Stream {
         }
     }
 
+    /// Reads what is there now, without asking the reactor first.
+    pub fn read_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(rustix::net::recv(self.io.get_ref(), &mut *buffer, RecvFlags::DONTWAIT)?.1)
+    }
+
     /// The peer has sent urgent data (RFC 6093), once in the connection's life. A read ends before and after an urgent
     /// byte, so that a short one says nothing, and splice(2) does not get past it.
     pub fn saw_urgent(&self) -> bool {

@@ -87,6 +87,7 @@ impl<'lab> Demonstration<'lab> {
         let rows: Vec<_> = exchanges.iter().map(row).collect();
         ui::table(&["", "client", "asked", "server saw"], &rows);
 
+        show::wait_for_flows(&self.sheer, self.instance, exchanges.len());
         let flows = show::sheer(&self.sheer, "flows", self.instance).unwrap_or_default();
         show::sheer(&self.sheer, "status", self.instance);
         show::flows_map(self.instance);

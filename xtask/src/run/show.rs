@@ -1,6 +1,11 @@
 //! What Sheer and the kernel themselves say while the connections are open, and the lines for the user to try.
 
-use std::{path::Path, process::Command};
+use std::{
+    path::Path,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
 
 use crate::{
     lab::{Lab, SERVER_V4, SERVER_V6},
@@ -18,6 +23,19 @@ pub fn sheer(sheer: &Path, subcommand: &str, instance: &str) -> Option<String> {
     let printed = captured(&mut command)?;
     ui::quote(&printed);
     Some(printed)
+}
+
+/// Waits until `sheer flows` lists so many connections: those that last a fifth of a second stand there.
+pub fn wait_for_flows(sheer: &Path, instance: &str, connections: usize) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let listed = || {
+        let output = Command::new(sheer).args(["flows", "--instance", instance]).output();
+        // A line for each, below the heading.
+        output.map_or(0, |o| String::from_utf8_lossy(&o.stdout).lines().count().saturating_sub(1))
+    };
+    while listed() < connections && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// The flows map as the kernel shows it, by field name.

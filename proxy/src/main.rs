@@ -27,7 +27,7 @@ fn main() -> ExitCode {
         Command::Run(args) => match args.into_config() {
             Ok(config) => run(config).map_err(Into::into),
             Err(mistake) => {
-                eprintln!("sheer: {mistake}");
+                complain(&mistake);
                 return ExitCode::from(WRONG_USE);
             }
         },
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("sheer: {e}");
+            complain(&e);
             ExitCode::FAILURE
         }
     }
@@ -92,6 +92,11 @@ fn flows(args: &ShowArgs) -> Outcome {
 fn drain(args: &InstanceArgs) -> Outcome {
     let answer = ask(&args.instance, Request::Drain)?;
     print(&format!("draining {} connections\n", answer["live"]))
+}
+
+/// Not `eprintln!`, which panics where the reader has gone.
+fn complain(what: &dyn std::fmt::Display) {
+    let _ = writeln!(io::stderr(), "sheer: {what}");
 }
 
 /// Prints; that the reader has gone (`| head`) is no failure.

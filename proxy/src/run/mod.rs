@@ -7,7 +7,7 @@ mod start;
 
 use std::{
     cell::{Cell, RefCell},
-    io,
+    io::{self, Write as _},
     rc::Rc,
 };
 
@@ -74,8 +74,8 @@ pub fn run(config: Config) -> Result<(), RunError> {
         // Before anything that has to be undone: a signal during the start must not kill us half-way.
         let mut signals = Signals::new().map_err(system("catching signals"))?;
         let mut instance = start::start(config).await?;
-        eprintln!("ready");
-        // An error means that nobody waits for it.
+        // Errors mean that nobody waits for it. Not `eprintln!`, which panics where the reader has gone.
+        let _ = writeln!(io::stderr(), "ready");
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         match instance.serve(&mut signals).await {
             Ok(()) => instance.stop().await,

@@ -1,7 +1,7 @@
 //! Which service takes a new connection.
 
 use sheer_common::{
-    abi::{Family, LocalAddress, Settings, listener_slot},
+    abi::{LocalAddress, Settings, listener_slot},
     flow::FlowKey,
     policy::{Action, Service, is_special},
 };
@@ -39,6 +39,5 @@ pub fn listener(now: &Settings, key: &FlowKey) -> Option<Socket> {
     if now.draining != 0 || now.workers == 0 {
         return None;
     }
-    let family = if matches!(key.family, Family::V4) { Family::V4 } else { Family::V6 };
-    Socket::in_map(&listeners, listener_slot(key.hash() % now.workers, family))
+    Socket::in_map(&listeners, listener_slot(key.hash() % now.workers, key.family))
 }

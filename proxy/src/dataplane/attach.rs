@@ -87,7 +87,7 @@ impl Attachments {
     /// What stands under clsact: for the state file, because no pin remembers it.
     #[must_use]
     pub fn clsact(&self) -> Vec<ClsactState> {
-        self.filters.iter().map(Filter::state).collect()
+        self.filters.iter().map(Filter::state).cloned().collect()
     }
 
     /// How an interface was attached.

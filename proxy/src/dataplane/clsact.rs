@@ -59,8 +59,8 @@ impl Filter {
         std::mem::forget(self.link);
     }
 
-    pub(super) fn state(&self) -> ClsactState {
-        self.state.clone()
+    pub(super) fn state(&self) -> &ClsactState {
+        &self.state
     }
 }
 

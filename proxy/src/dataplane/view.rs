@@ -24,9 +24,9 @@ pub struct Connection {
     pub client: SocketAddr,
     /// Whom the client asked for.
     pub original: SocketAddr,
-    /// The address that the server sees; absent until the connection to it is under way.
+    /// The address that the server sees; absent where the map had no room for this half.
     pub source: Option<SocketAddr>,
-    /// The server; absent until the connection to it is under way.
+    /// The server; absent likewise.
     pub upstream: Option<SocketAddr>,
     /// Who forwards.
     pub state: &'static str,
@@ -34,7 +34,7 @@ pub struct Connection {
     pub up: Traffic,
     /// From the server.
     pub down: Traffic,
-    /// Seconds since it was accepted.
+    /// Seconds since it was entered in the map, at most a fifth of a second after it was accepted.
     pub age_s: f64,
     /// Seconds since the last packet in either direction.
     pub idle_s: f64,
@@ -45,7 +45,7 @@ pub struct Connection {
 pub struct Traffic {
     /// Merged segments count once.
     pub packets: u64,
-    /// From the IP header on.
+    /// From the IP header on; what came before the connection was entered counts as payload.
     pub bytes: u64,
 }
 

@@ -128,7 +128,7 @@ impl Relay {
         if !down.ended() {
             let polled = down.poll(cx, from_server, from_client, bench, up.ended());
             if polled.as_ref().is_err_and(|fault| fault.side == Side::Client) && !up.ended() {
-                let _ = up.poll(cx, from_client, from_server, bench, false);
+                up.last_words(cx, client, server, bench);
             }
             if polled?.is_ready() {
                 first.get_or_insert(Side::Server);

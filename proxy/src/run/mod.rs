@@ -1,7 +1,7 @@
 //! `sheer run`: everything started in an order in which no packet finds half of it, and taken down in reverse.
 
 mod leave;
-mod predecessor;
+pub(crate) mod predecessor;
 mod shown;
 mod start;
 
@@ -12,6 +12,7 @@ use std::{
 };
 
 use tokio::{
+    runtime::{Builder, Runtime},
     signal::unix::{Signal, SignalKind, signal},
     sync::Notify,
     task::{JoinHandle, LocalSet},
@@ -66,10 +67,7 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> RunError {
 /// # Errors
 /// When it cannot start, or a worker dies.
 pub fn run(config: Config) -> Result<(), RunError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(system("starting the runtime"))?;
+    let runtime = runtime()?;
     LocalSet::new().block_on(&runtime, async {
         // Before anything that has to be undone: a signal during the start must not kill us half-way.
         let mut signals = Signals::new().map_err(system("catching signals"))?;
@@ -82,6 +80,11 @@ pub fn run(config: Config) -> Result<(), RunError> {
             Err(failure) => Err(instance.fail(failure).await),
         }
     })
+}
+
+/// The runtime of the main thread; the workers have their own.
+pub(crate) fn runtime() -> Result<Runtime, RunError> {
+    Builder::new_current_thread().enable_all().build().map_err(system("starting the runtime"))
 }
 
 /// SIGTERM, SIGINT and SIGHUP alike: all of them ask to leave in order.

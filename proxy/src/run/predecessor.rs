@@ -10,7 +10,7 @@ use crate::{
 use super::{RunError, report};
 
 /// What an earlier process of this instance left, dead without having tidied up.
-pub(super) fn find(pins: &Pins, places: &Places) -> Option<State> {
+pub(crate) fn find(pins: &Pins, places: &Places) -> Option<State> {
     let written = places.read_state();
     // The pinned settings are what the programs really run under.
     let pinned = view::settings(pins).ok().filter(|s| s.mark != 0).map(|s| State {

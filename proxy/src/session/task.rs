@@ -60,8 +60,9 @@ impl Future for Task {
         if let Stage::Relaying(case, relay) = &mut task.stage {
             let polled = poll_relay(cx, relay, &task.worker, task.slot, signal);
             let Poll::Ready(reason) = polled else {
-                if moved(relay).up + moved(relay).down >= WORTH_ENTERING {
-                    case.enter(&task.worker, moved(relay));
+                let moved = moved(relay);
+                if moved.up + moved.down >= WORTH_ENTERING {
+                    case.enter(&task.worker, moved);
                 }
                 return Poll::Pending;
             };

@@ -18,6 +18,8 @@ pub enum Family {
 pub enum Protocol {
     /// TCP, IP protocol number 6.
     Tcp = 6,
+    /// UDP, IP protocol number 17.
+    Udp = 17,
 }
 
 /// A port as it stands in a packet: two bytes in network order.
@@ -69,12 +71,63 @@ impl Address {
         Self { bytes }
     }
 
+    /// The address as a number whose leading bits are the address's.
+    #[inline(always)]
+    #[must_use]
+    pub const fn bits(&self) -> Bits {
+        let b = &self.bytes;
+        Bits {
+            high: u64::from_be_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]),
+            low: u64::from_be_bytes([b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]]),
+        }
+    }
+
+    /// The address with all but its leading `length` bits cleared.
+    #[inline(always)]
+    #[must_use]
+    pub const fn masked(&self, length: u8) -> Self {
+        let (bits, mask) = (self.bits(), Bits::mask(length));
+        let (h, l) = ((bits.high & mask.high).to_be_bytes(), (bits.low & mask.low).to_be_bytes());
+        Self::v6([
+            h[0], h[1], h[2], h[3], h[4], h[5], h[6], h[7], l[0], l[1], l[2], l[3], l[4], l[5], l[6], l[7],
+        ])
+    }
+
     /// The four bytes of an IPv4 address.
     #[inline(always)]
     #[must_use]
     pub const fn v4_bytes(&self) -> [u8; 4] {
         [self.bytes[0], self.bytes[1], self.bytes[2], self.bytes[3]]
     }
+}
+
+/// 128 bits, the first ones in `high`; an IPv4 address takes the first 32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Bits {
+    /// The first 64.
+    pub high: u64,
+    /// The rest.
+    pub low: u64,
+}
+
+impl Bits {
+    /// So many leading ones, at most 128.
+    #[inline(always)]
+    #[must_use]
+    pub const fn mask(length: u8) -> Self {
+        match length {
+            0 => Self { high: 0, low: 0 },
+            1..=64 => Self { high: leading_ones(length), low: 0 },
+            65..=128 => Self { high: u64::MAX, low: leading_ones(length - 64) },
+            _ => Self { high: u64::MAX, low: u64::MAX },
+        }
+    }
+}
+
+/// `n` from 1 to 64. A shift by all 64 bits would be undefined, hence two.
+#[inline(always)]
+const fn leading_ones(n: u8) -> u64 {
+    !((u64::MAX >> 1) >> (n - 1))
 }
 
 /// Key of the `local_addresses` map: one of this host's own addresses.
@@ -101,7 +154,7 @@ impl LocalAddress {
 
 /// Number of the layout of all shared types. Whoever reads maps that another build may have made compares it
 /// first; a change of any shared type raises it.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// The one entry of the `settings` map: what the programs run under.
 #[repr(C)]
@@ -119,8 +172,12 @@ pub struct Settings {
     pub workers: u32,
     /// Not zero: the proxy is leaving, new connections are treated as if it were down.
     pub draining: u32,
+    /// Which of the two policies is in force: the index in `policies`, `services`, `classes` and `nodes`.
+    pub active: u32,
+    /// Not zero: somebody has been blocked by hand, so that every new connection is looked up in `blocked`.
+    pub blocking: u32,
 }
-assert_size!(Settings, 24);
+assert_size!(Settings, 32);
 
 /// Capacity of the `listeners` map: two slots for each worker.
 pub const MAX_WORKERS: u32 = 256;

@@ -39,6 +39,13 @@ impl FlowKey {
         Self { src, dst, src_port, dst_port, protocol: Protocol::Tcp, family, _pad: 0 }
     }
 
+    /// The same tuple of another protocol.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(self, protocol: Protocol) -> Self {
+        Self { protocol, ..self }
+    }
+
     /// The tuple of the packets that go the other way.
     #[inline(always)]
     #[must_use]
@@ -106,8 +113,27 @@ pub struct Flow {
     pub side: Side,
     /// Who forwards.
     pub state: FlowState,
+    /// The service that took it: its [`crate::policy::Service::id`].
+    pub service: u32,
+    /// Zero.
+    pub _pad: u32,
 }
-assert_size!(Flow, 48);
+assert_size!(Flow, 56);
+
+/// What tc found out about a new connection that its accepted socket does not tell: value of the `openings` map,
+/// written only under a policy that distinguishes interfaces.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opening {
+    /// The service that took it: its [`crate::policy::Service::id`].
+    pub service: u32,
+    /// The interface by which it came in, as the kernel numbers it.
+    pub interface: u32,
+}
+assert_size!(Opening, 8);
+
+/// Capacity of the `openings` map: handshakes under way. The oldest go when it is full.
+pub const MAX_OPENINGS: usize = 1 << 14;
 
 /// Capacity of the `flows` map: two entries for each of 262,144 connections.
 ///

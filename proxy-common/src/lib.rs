@@ -7,13 +7,19 @@
 //! - [`abi`]: addresses, the settings that the programs run under
 //! - [`flow`]: the key and the value of the `flows` map
 //! - [`policy`]: services, and what is never intercepted
+//! - [`classify`]: which service takes a connection, and the tables by which that is decided
+//! - [`limit`]: how much one client may take
+//! - [`explain`]: what the programs answer when they are asked about a packet
 //! - [`verdict`]: what became of a packet, and the counter of each outcome
 
 #![cfg_attr(not(feature = "aya"), no_std)]
 #![deny(missing_docs)]
 
 pub mod abi;
+pub mod classify;
+pub mod explain;
 pub mod flow;
+pub mod limit;
 #[cfg(feature = "aya")]
 mod pod;
 pub mod policy;

@@ -4,8 +4,11 @@ use aya::Pod;
 
 use crate::{
     abi::{LocalAddress, Settings},
-    flow::{Flow, FlowKey},
-    policy::{PortRule, Service},
+    classify::{Class, Row},
+    explain::Explanation,
+    flow::{Flow, FlowKey, Opening},
+    limit::{Block, Client, ClientKey},
+    policy::{Interface, Policy, Service, ServiceCounters},
     verdict::Counters,
 };
 
@@ -18,4 +21,21 @@ macro_rules! pod {
     )+};
 }
 
-pod!(LocalAddress, Settings, Flow, FlowKey, PortRule, Service, Counters);
+pod!(
+    Block,
+    Class,
+    Client,
+    ClientKey,
+    Counters,
+    Explanation,
+    Flow,
+    FlowKey,
+    Interface,
+    LocalAddress,
+    Opening,
+    Policy,
+    Row,
+    Service,
+    ServiceCounters,
+    Settings,
+);

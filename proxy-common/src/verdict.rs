@@ -10,6 +10,7 @@ macro_rules! counted {
     ) => {
         $(
             $(#[$enum_doc])*
+            #[repr(u32)]
             #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
             pub enum $name { $( $(#[$doc])* $variant ),+ }
 
@@ -70,20 +71,19 @@ counted! {
         SteerCookie = steer_cookie,
         /// Steered: an ICMP error about a packet that the proxy sent.
         SteerIcmp = steer_icmp,
-        /// The socket lookup named a listener: to the stack for a packet that was only marked, or to the tc
-        /// program, which asks for each new connection whether its tuple has a socket already.
+        /// The socket lookup named a listener to the stack, for a packet that was only marked.
         LookupListener = lookup_listener,
         /// Let pass: neither IPv4 nor IPv6.
         PassNotIp = pass_not_ip,
-        /// Let pass: not TCP, nor an ICMP error about one of the proxy's connections.
-        PassNotTcp = pass_not_tcp,
+        /// Let pass: neither TCP nor UDP, nor an ICMP error about one of the proxy's connections.
+        PassOtherProtocol = pass_other_protocol,
         /// Let pass: a fragment.
         PassFragment = pass_fragment,
         /// Let pass: cut short or contradictory headers; the stack drops it if it is ours to drop.
         PassMalformed = pass_malformed,
         /// Let pass: to one of this host's own addresses, or to one that is never intercepted.
         PassLocal = pass_local,
-        /// Let pass: a new connection that no service matches.
+        /// Let pass: a new connection, or a datagram, that no service matches.
         PassNoService = pass_no_service,
         /// Let pass: a service says so.
         PassService = pass_service,
@@ -95,6 +95,12 @@ counted! {
         PassDown = pass_down,
         /// Dropped: a service says so.
         DropService = drop_service,
+        /// Dropped: the client opens connections faster than the service's limit allows.
+        DropRate = drop_rate,
+        /// Dropped: the client has as many connections as the service's limit allows.
+        DropConcurrent = drop_concurrent,
+        /// Dropped: the client is blocked, by a limit or by hand.
+        DropBlocked = drop_blocked,
         /// Dropped: the proxy is down and the service's `when_down` is closed.
         DropDown = drop_down,
     }
@@ -105,6 +111,10 @@ counted! {
         SkAssign = failed_sk_assign,
         /// `bpf_sk_assign` in the socket lookup; the kernel goes on without the listener.
         LookupAssign = failed_lookup_assign,
+        /// A client under a limit could not be remembered; its connection is let in.
+        LimitInsert = failed_limit_insert,
+        /// What the proxy must know of a new connection could not be written down for it.
+        OpeningInsert = failed_opening_insert,
         /// A map that always has its entry had none; the packet was let pass.
         MapLookup = failed_map_lookup,
     }
@@ -129,6 +139,9 @@ impl Verdict {
     /// Whether the packet is dropped.
     #[must_use]
     pub const fn drops(self) -> bool {
-        matches!(self, Self::DropService | Self::DropDown)
+        matches!(
+            self,
+            Self::DropService | Self::DropRate | Self::DropConcurrent | Self::DropBlocked | Self::DropDown
+        )
     }
 }

@@ -17,6 +17,8 @@ use sheer_common::{
 };
 use sheer_ebpf::parse::{Packet, Segment};
 
+use crate::maps::asking;
+
 /// A frame at tc.
 pub struct Frame<'a>(pub &'a TcContext);
 
@@ -34,6 +36,15 @@ impl Packet for Frame<'_> {
     #[inline(always)]
     fn copy<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         self.0.load(offset as usize).ok()
+    }
+}
+
+impl Frame<'_> {
+    /// The interface that it came in by, as the kernel numbers it.
+    #[inline(always)]
+    pub fn interface(&self) -> u32 {
+        // SAFETY: the context of the program; the access is one load at a constant offset.
+        unsafe { (*self.0.skb.skb).ifindex }
     }
 }
 
@@ -78,7 +89,8 @@ impl Socket {
         NonNull::new(found.cast()).map(Self)
     }
 
-    /// The socket that the stack would give a packet of this tuple to, of any state.
+    /// The socket that the stack would give a packet of this tuple to, of any state, but for the listener that our own
+    /// socket lookup would name.
     #[inline(always)]
     pub fn of_tuple(ctx: &TcContext, key: &FlowKey) -> Option<Self> {
         // Zeroed first: the helper reads all of it, and the verifier wants every byte written.
@@ -104,8 +116,10 @@ impl Socket {
             }
         };
         let netns = BPF_F_CURRENT_NETNS as i64 as u64;
+        set_asking(1);
         // SAFETY: the tuple lives on the stack and its size is that of the family's member.
         let found = unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size as u32, netns, 0) };
+        set_asking(0);
         NonNull::new(found).map(Self)
     }
 
@@ -172,6 +186,21 @@ impl Socket {
             bpf_tcp_check_syncookie(self.0.as_ptr().cast(), ip.cast(), N as u32, tcp_header, tcp.len() as u32)
                 == 0
         }
+    }
+}
+
+/// Whether it is a program of ours, at tc on this CPU, that searches for a listener.
+#[inline(always)]
+pub fn is_asking() -> bool {
+    asking.get(0).is_some_and(|set| *set != 0)
+}
+
+#[inline(always)]
+fn set_asking(value: u32) {
+    if let Some(flag) = asking.get_ptr_mut(0) {
+        // SAFETY: the map is per CPU, and nothing of ours runs on this one between a question and its answer but the
+        // socket lookup itself.
+        unsafe { *flag = value };
     }
 }
 

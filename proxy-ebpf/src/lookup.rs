@@ -3,15 +3,21 @@
 //! tc gives new connections to a listener itself. Where it only marks (a SYN on TIME_WAIT, the answer to a
 //! SYN cookie) the stack comes here, because no listener is bound to a foreign address.
 
+use core::ptr::read_volatile as read;
+
 use aya_ebpf::programs::SkLookupContext;
 use sheer_common::{
     abi::{Address, Family},
+    classify::Node,
     flow::FlowKey,
-    policy::Action,
     verdict::{HelperFailure, Verdict},
 };
 
-use crate::{policy, stats};
+use crate::{
+    kernel::is_asking,
+    policy::{self, From, Question},
+    stats,
+};
 
 /// Let the search go on, with the listener that was assigned if there is one (`SK_PASS`).
 const SK_PASS: u32 = 1;
@@ -30,12 +36,20 @@ pub fn listener(ctx: &SkLookupContext) -> u32 {
 
 #[inline(always)]
 fn assign(ctx: &SkLookupContext) -> Option<Verdict> {
-    let key = key(ctx)?;
-    // Packets for this host's own services come through here too: they must stay theirs.
-    if policy::is_own(&key) || policy::service(&key)?.action != Action::Proxy {
+    // The tc program wants to know of every other socket.
+    if is_asking() {
         return None;
     }
-    let listener = policy::listener(policy::current()?, &key)?;
+    let now = policy::current()?;
+    let key = key(ctx)?;
+    let own = policy::is_own(&key);
+    // Packets for this host's own services come through here too: they must stay theirs, and quickly.
+    if own && policy::in_force(now)?.own.of(key.family) == Node::default() {
+        return None;
+    }
+    // tc has seen the packet's interface, and decided by it; the search goes on for what tc has marked.
+    Question::new(&key, From::AnyToProxy, own).first_match(now)?;
+    let listener = policy::listener(now, &key)?;
     if listener.take_lookup(ctx).is_err() {
         stats::failure(HelperFailure::LookupAssign);
         return None;
@@ -47,27 +61,28 @@ fn assign(ctx: &SkLookupContext) -> Option<Verdict> {
 #[inline(always)]
 fn key(ctx: &SkLookupContext) -> Option<FlowKey> {
     let c = ctx.lookup;
-    // SAFETY: `lookup` is the context of the program; each access is one load at a constant offset.
+    // Volatile, because the verifier takes loads at constant offsets only: the compiler would make one load of those
+    // of both families, at an offset that depends.
+    // SAFETY: `lookup` is the context of the program.
     unsafe {
-        if (*c).protocol != IPPROTO_TCP {
+        if read(&raw const (*c).protocol) != IPPROTO_TCP {
             return None;
         }
         // A 16-bit field in network order behind a 32-bit window (include/uapi/linux/bpf.h); the local port
         // alone is in host order.
-        let remote_port = u16::from_be((*c).remote_port);
-        let local_port = (*c).local_port as u16;
-        match (*c).family {
+        let remote_port = u16::from_be(read(&raw const (*c).remote_port));
+        let local_port = read(&raw const (*c).local_port) as u16;
+        match read(&raw const (*c).family) {
             AF_INET => {
-                let src = Address::v4((*c).remote_ip4.to_ne_bytes());
-                let dst = Address::v4((*c).local_ip4.to_ne_bytes());
+                let src = Address::v4(read(&raw const (*c).remote_ip4).to_ne_bytes());
+                let dst = Address::v4(read(&raw const (*c).local_ip4).to_ne_bytes());
                 Some(FlowKey::tcp(Family::V4, src, remote_port, dst, local_port))
             }
             AF_INET6 => {
                 let r = &raw const (*c).remote_ip6;
                 let l = &raw const (*c).local_ip6;
-                let src = v6([(*r)[0], (*r)[1], (*r)[2], (*r)[3]]);
-                let dst = v6([(*l)[0], (*l)[1], (*l)[2], (*l)[3]]);
-                Some(FlowKey::tcp(Family::V6, src, remote_port, dst, local_port))
+                let words = |w: *const [u32; 4]| [0, 1, 2, 3].map(|n| read(w.cast::<u32>().add(n)));
+                Some(FlowKey::tcp(Family::V6, v6(words(r)), remote_port, v6(words(l)), local_port))
             }
             _ => None,
         }

@@ -5,7 +5,9 @@
 // The names of maps and programs are part of the interface: they are what bpftool shows.
 #![allow(non_upper_case_globals)]
 
+mod explain;
 mod kernel;
+mod limit;
 mod lookup;
 mod maps;
 mod policy;
@@ -29,6 +31,18 @@ pub fn sheer_ether(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn sheer_ip(ctx: TcContext) -> i32 {
     steer::ingress(&ctx, Layer::Ip)
+}
+
+/// Not attached: asked about a packet by BPF_PROG_TEST_RUN. The frame begins with an Ethernet header.
+#[classifier]
+pub fn sheer_explain(ctx: TcContext) -> i32 {
+    steer::explain(&ctx, Layer::Ethernet)
+}
+
+/// Not loaded but by the benchmark: what a program costs that does nothing.
+#[classifier]
+pub fn sheer_empty(_ctx: TcContext) -> i32 {
+    aya_ebpf::bindings::TC_ACT_UNSPEC
 }
 
 /// When the stack looks for a listener: for steered packets, and for all others of this network namespace.

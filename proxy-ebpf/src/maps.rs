@@ -2,25 +2,42 @@
 //!
 //! | map | written by | read by | capacity | when full |
 //! |---|---|---|---|---|
-//! | `settings` | proxy, at start and on drain | programs | 1 | cannot be |
+//! | `settings` | proxy, at start, on reload and on drain | programs | 1 | cannot be |
 //! | `listeners` | proxy, at start; the kernel empties a slot when its socket closes | programs | 2 × 256 | the start is refused |
 //! | `flows` | proxy makes and removes entries; `ingress` counts in them | `ingress`, `sheer flows` | 524,288 | the connection is steered by socket lookup, uncounted; `flow_table_failed` in `sheer status` rises |
-//! | `services` | proxy, at start | programs | 4,096 | the config is refused |
-//! | `ports` | proxy, at start | programs | 65,536 | cannot be |
+//! | `policies` | proxy, into the half that is not in force | programs | 2 | cannot be |
+//! | `services`, `classes`, `nodes` | proxy, made anew for each policy to its size | programs, by `policy_services`, `policy_classes`, `policy_nodes` | as needed: 4,096 services, 262,144 classes | the config is refused |
+//! | `interfaces` | proxy, for the policy that comes | programs, if a service asks for certain interfaces | 2 × 1,024 | the config is refused |
+//! | `service_counters` | programs | `sheer services` | 8,192, per CPU | cannot be |
+//! | `openings` | programs, if a service asks for certain interfaces | proxy, at accept | 16,384 | the oldest go; the proxy then takes the first service that fits without the interface |
+//! | `limits` | programs | programs | 65,536 | the clients that were quiet for the longest are forgotten |
+//! | `concurrent` | proxy | programs | 262,144 | the proxy refuses what the programs do not |
+//! | `blocked` | programs and `sheer block` | programs, `sheer blocked` | 8,192 | the oldest blocks are forgotten |
 //! | `local_addresses` | proxy, at start and on every change of address | programs | 4,096 | the proxy says so; the rest are taken for foreign |
 //! | `counters` | programs | `sheer status` | 1, per CPU | cannot be |
+//! | `explanation` | `sheer_explain` | `sheer explain` | 1 | cannot be |
+//! | `asking` | `ingress`, around its socket lookups | the socket lookup | 1, per CPU | cannot be |
+//!
+//! A policy is made aside and comes in force by one number in `settings`: see [`crate::policy`].
 
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, PerCpuArray, SockMap},
+    bindings::{BPF_F_INNER_MAP, BPF_F_NO_PREALLOC},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, SockMap},
     macros::btf_map,
 };
 use sheer_common::{
     abi::{LocalAddress, MAX_WORKERS, Settings},
-    flow::{Flow, FlowKey, MAX_FLOWS},
-    policy::{MAX_SERVICES, PortRule, Service},
+    classify::{Class, Row},
+    explain::Explanation,
+    flow::{Flow, FlowKey, MAX_FLOWS, MAX_OPENINGS, Opening},
+    limit::{Block, Client, ClientKey, MAX_BLOCKED, MAX_CLIENTS, MAX_CONCURRENT},
+    policy::{Interface, MAX_INTERFACES, Policy, SERVICE_SLOTS, Service, ServiceCounters},
     verdict::Counters,
 };
+
+/// A table of a policy, which is as long as the policy needs it: the flag lets it differ from the one that the
+/// programs were loaded with (Linux 5.10).
+pub type Table<T> = Array<T, 1, { BPF_F_INNER_MAP as usize }>;
 
 #[btf_map]
 pub static settings: Array<Settings, 1> = Array::new();
@@ -33,13 +50,54 @@ pub static listeners: SockMap<{ MAX_WORKERS as usize * 2 }> = SockMap::new();
 pub static flows: HashMap<FlowKey, Flow, MAX_FLOWS, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 #[btf_map]
-pub static services: Array<Service, MAX_SERVICES> = Array::new();
+pub static policies: Array<Policy, 2> = Array::new();
 
 #[btf_map]
-pub static ports: Array<PortRule, 65536> = Array::new();
+pub static policy_services: ArrayOfMaps<Table<Service>, 2> = ArrayOfMaps::new();
+
+#[btf_map]
+pub static policy_classes: ArrayOfMaps<Table<Class>, 2> = ArrayOfMaps::new();
+
+#[btf_map]
+pub static policy_nodes: ArrayOfMaps<Table<Row>, 2> = ArrayOfMaps::new();
+
+// What the proxy makes the tables of a policy from; the programs see them by the three maps above only.
+#[btf_map]
+pub static services: Table<Service> = Array::new();
+
+#[btf_map]
+pub static classes: Table<Class> = Array::new();
+
+#[btf_map]
+pub static nodes: Table<Row> = Array::new();
+
+#[btf_map]
+pub static interfaces: HashMap<Interface, u32, { 2 * MAX_INTERFACES }> = HashMap::new();
+
+#[btf_map]
+pub static service_counters: PerCpuArray<ServiceCounters, SERVICE_SLOTS> = PerCpuArray::new();
+
+#[btf_map]
+pub static openings: LruHashMap<FlowKey, Opening, MAX_OPENINGS> = LruHashMap::new();
+
+#[btf_map]
+pub static limits: LruHashMap<ClientKey, Client, MAX_CLIENTS> = LruHashMap::new();
+
+#[btf_map]
+pub static concurrent: HashMap<ClientKey, u32, MAX_CONCURRENT, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+
+#[btf_map]
+pub static blocked: LruHashMap<ClientKey, Block, MAX_BLOCKED> = LruHashMap::new();
 
 #[btf_map]
 pub static local_addresses: HashMap<LocalAddress, u32, 4096> = HashMap::new();
 
 #[btf_map]
 pub static counters: PerCpuArray<Counters, 1> = PerCpuArray::new();
+
+#[btf_map]
+pub static explanation: Array<Explanation, 1> = Array::new();
+
+#[btf_map]
+pub static asking: PerCpuArray<u32, 1> = PerCpuArray::new();

@@ -1,8 +1,11 @@
 //! Counting what became of packets.
 
-use sheer_common::verdict::{Counters, HelperFailure, Verdict};
+use sheer_common::{
+    policy::Service,
+    verdict::{Counters, HelperFailure, Verdict},
+};
 
-use crate::maps::counters;
+use crate::maps::{counters, service_counters};
 
 /// Counts a verdict.
 #[inline(always)]
@@ -14,6 +17,18 @@ pub fn verdict(verdict: Verdict) {
 #[inline(always)]
 pub fn failure(failure: HelperFailure) {
     raise(|c| failure.of_mut(c));
+}
+
+/// Counts a new connection, or a datagram, of a service.
+#[inline(always)]
+pub fn hit(service: &Service, refused: bool) {
+    if let Some(count) = service_counters.get_ptr_mut(service.id) {
+        // SAFETY: as below.
+        unsafe {
+            (*count).hits += 1;
+            (*count).refused += u64::from(refused);
+        }
+    }
 }
 
 #[inline(always)]

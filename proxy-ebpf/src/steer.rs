@@ -9,17 +9,20 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use sheer_common::{
-    abi::Settings,
-    flow::FlowKey,
-    policy::{Action, Service, WhenDown},
+    abi::{Protocol, Settings},
+    flow::{FlowKey, Opening},
+    policy::{Action, Service, WhenDown, is_special},
     verdict::{HelperFailure, Verdict},
 };
 use sheer_ebpf::parse::{Layer, NotASegment, Segment, icmp, parse};
 
 use crate::{
+    explain,
     kernel::{Frame, Socket, State},
-    maps::flows,
-    policy, stats, trace,
+    limit,
+    maps::{flows, openings},
+    policy::{self, From, Question},
+    stats, trace,
 };
 
 /// Looks at a packet; the answer is for tc.
@@ -29,7 +32,7 @@ pub fn ingress(ctx: &TcContext, layer: Layer) -> i32 {
         stats::failure(HelperFailure::MapLookup);
         return TC_ACT_UNSPEC;
     };
-    let verdict = decide(ctx, layer, now);
+    let verdict = decide::<false>(ctx, layer, now);
     stats::verdict(verdict);
     if verdict.steers() {
         ctx.set_mark(now.mark);
@@ -38,8 +41,18 @@ pub fn ingress(ctx: &TcContext, layer: Layer) -> i32 {
     if verdict.drops() { TC_ACT_SHOT } else { TC_ACT_UNSPEC }
 }
 
+/// Decides as [`ingress`] does, writes down how, and changes nothing.
 #[inline(always)]
-fn decide(ctx: &TcContext, layer: Layer, now: &Settings) -> Verdict {
+pub fn explain(ctx: &TcContext, layer: Layer) -> i32 {
+    if let Some(now) = policy::current() {
+        explain::verdict(decide::<true>(ctx, layer, now));
+    }
+    TC_ACT_UNSPEC
+}
+
+/// With `DRY` nothing is changed: no count, no entry, no socket given.
+#[inline(always)]
+fn decide<const DRY: bool>(ctx: &TcContext, layer: Layer, now: &Settings) -> Verdict {
     let frame = Frame(ctx);
     let mut segment = Segment::EMPTY;
     match parse(&frame, layer, &mut segment) {
@@ -47,31 +60,38 @@ fn decide(ctx: &TcContext, layer: Layer, now: &Settings) -> Verdict {
         Err(NotASegment::Icmp) => return complaint(&frame, &mut segment, now),
         Err(reason) => return reason.verdict(),
     }
-    let verdict = if segment.opens() {
-        open(ctx, &segment.key, now)
-    } else if known(ctx, &segment) {
+    let verdict = if segment.key.protocol == Protocol::Udp {
+        datagram::<DRY>(ctx, &segment.key, now)
+    } else if segment.opens() {
+        open::<DRY>(ctx, &segment.key, now)
+    } else if known::<DRY>(ctx, &segment) {
         return Verdict::SteerFlow;
     } else if policy::is_own(&segment.key) {
+        // Delivered here without our help, also where a service names the address.
         Verdict::PassLocal
     } else {
-        orphan(&frame, &segment, now)
+        orphan::<DRY>(&frame, &segment, now)
     };
-    trace::decision(ctx, &segment.key, verdict);
+    if !DRY {
+        trace::decision(ctx, &segment.key, verdict);
+    }
     verdict
 }
 
 /// Counts a packet of a proxied connection; false where `flows` does not have it.
 #[inline(always)]
-fn known(ctx: &TcContext, segment: &Segment) -> bool {
+fn known<const DRY: bool>(ctx: &TcContext, segment: &Segment) -> bool {
     let Some(flow) = flows.get_ptr_mut(&segment.key) else {
         return false;
     };
-    // SAFETY: the entry outlives the program run (RCU). Two CPUs that meet in one direction of a connection,
-    // which receive steering avoids, may lose a count between them, nothing else.
-    unsafe {
-        (*flow).packets += 1;
-        (*flow).bytes += u64::from(ctx.len() - segment.ip_offset);
-        (*flow).last_seen_ns = bpf_ktime_get_coarse_ns();
+    if !DRY {
+        // SAFETY: the entry outlives the program run (RCU). Two CPUs that meet in one direction of a connection,
+        // which receive steering avoids, may lose a count between them, nothing else.
+        unsafe {
+            (*flow).packets += 1;
+            (*flow).bytes += u64::from(ctx.len() - segment.ip_offset);
+            (*flow).last_seen_ns = bpf_ktime_get_coarse_ns();
+        }
     }
     true
 }
@@ -81,71 +101,147 @@ fn known(ctx: &TcContext, segment: &Segment) -> bool {
 #[inline(never)]
 fn complaint(frame: &Frame<'_>, segment: &mut Segment, now: &Settings) -> Verdict {
     if icmp::embedded(frame, segment).is_none() {
-        return Verdict::PassNotTcp;
+        return Verdict::PassOtherProtocol;
     }
     let ours = flows.get_ptr(&segment.key).is_some()
         || Socket::of_tuple(frame.0, &segment.key)
             .is_some_and(|s| s.state() == State::Full && s.mark() == Some(now.mark));
-    if ours { Verdict::SteerIcmp } else { Verdict::PassNotTcp }
+    if ours { Verdict::SteerIcmp } else { Verdict::PassOtherProtocol }
+}
+
+/// The service that takes a tuple, or why none does.
+#[inline(always)]
+fn service<const DRY: bool>(
+    ctx: &TcContext,
+    key: &FlowKey,
+    now: &Settings,
+) -> Result<&'static Service, Verdict> {
+    let own = policy::is_own(key);
+    let mut question = Question::new(key, From::Interface(Frame(ctx).interface()), own);
+    let number = question.first_match(now);
+    explain::matched::<DRY>(now, &question, number);
+    match number.and_then(|number| policy::service(now, number)) {
+        Some(service) => Ok(service),
+        None if own || is_special(key.family, &key.dst) => Err(Verdict::PassLocal),
+        None => Err(Verdict::PassNoService),
+    }
+}
+
+/// A UDP datagram: each one is judged by itself.
+#[inline(never)]
+fn datagram<const DRY: bool>(ctx: &TcContext, key: &FlowKey, now: &Settings) -> Verdict {
+    if policy::in_force(now).is_none_or(|policy| policy.takes_udp == 0) {
+        return Verdict::PassNoService;
+    }
+    let service = match service::<DRY>(ctx, key, now) {
+        Ok(service) => service,
+        Err(none) => return none,
+    };
+    if !DRY {
+        stats::hit(service, false);
+    }
+    if service.action == Action::Drop { Verdict::DropService } else { Verdict::PassService }
 }
 
 /// A SYN. The flow table is not asked: an entry may be left from a proxy that is gone.
 #[inline(never)]
-fn open(ctx: &TcContext, key: &FlowKey, now: &Settings) -> Verdict {
-    if policy::is_own(key) {
-        return Verdict::PassLocal;
-    }
-    let Some(service) = policy::service(key) else {
-        return Verdict::PassNoService;
+fn open<const DRY: bool>(ctx: &TcContext, key: &FlowKey, now: &Settings) -> Verdict {
+    let service = match service::<DRY>(ctx, key, now) {
+        Ok(service) => service,
+        Err(none) => return none,
     };
-    match service.action {
-        Action::Pass | Action::None => return Verdict::PassService,
-        Action::Drop => return Verdict::DropService,
-        Action::Proxy => {}
+    let verdict = match service.action {
+        Action::Proxy => proxy::<DRY>(ctx, key, now, service),
+        Action::Pass => limit::refusal::<DRY>(now, service, key).unwrap_or(Verdict::PassService),
+        Action::Drop | Action::None => Verdict::DropService,
+    };
+    // The SYN of a handshake that is under way has been counted before.
+    if !DRY && verdict != Verdict::SteerSocket {
+        let refused = matches!(verdict, Verdict::DropRate | Verdict::DropConcurrent | Verdict::DropBlocked);
+        stats::hit(service, refused);
     }
+    verdict
+}
+
+/// A SYN for a service that the proxy stands behind.
+#[inline(never)]
+fn proxy<const DRY: bool>(ctx: &TcContext, key: &FlowKey, now: &Settings, service: &Service) -> Verdict {
     let Some(listener) = policy::listener(now, key) else {
         // While the proxy leaves, a SYN may be the repeated one of a handshake that it still finishes.
         let under_way =
             now.draining != 0 && Socket::of_tuple(ctx, key).is_some_and(|s| s.state() == State::Request);
-        return if under_way { Verdict::SteerSocket } else { down(service, key) };
+        if under_way {
+            return Verdict::SteerSocket;
+        }
+        if !DRY {
+            forget(key);
+        }
+        return down(service);
     };
+    explain::listener::<DRY>(now, key);
     // A client that reuses a port may meet what the connection before left behind. The stack knows best how
     // to go on, and assigning the listener here would keep it from that: a SYN on TIME_WAIT would be lost.
-    if let Some(socket) = Socket::of_tuple(ctx, key) {
+    let met = Socket::of_tuple(ctx, key);
+    explain::socket::<DRY>(now, met.as_ref());
+    let mut waits = false;
+    if let Some(socket) = met {
         match socket.state() {
-            State::TimeWait => return Verdict::SteerTimeWait,
+            State::TimeWait => waits = true,
             State::Request => return Verdict::SteerSocket,
             State::Full if socket.mark() == Some(now.mark) => return Verdict::SteerSocket,
-            // A listener of somebody else's that is bound to every address does not own foreign ones, and
-            // ours may be found here too, through the socket lookup.
+            // A listener of somebody else's that is bound to every address does not own foreign ones.
             State::Full | State::Listen => {}
         }
     }
-    if listener.take_packet(ctx).is_err() {
+    if let Some(refusal) = limit::refusal::<DRY>(now, service, key) {
+        return refusal;
+    }
+    if !DRY {
+        note_opening(ctx, key, now, service);
+    }
+    if waits {
+        return Verdict::SteerTimeWait;
+    }
+    if !DRY && listener.take_packet(ctx).is_err() {
         stats::failure(HelperFailure::SkAssign);
-        return down(service, key);
+        return down(service);
     }
     Verdict::SteerNew
 }
 
-/// What happens to a new connection while nobody can take it. One that passes is no longer the proxy's: an entry
-/// that a killed proxy left on its tuple, in either direction, would have the rest of it delivered here.
+/// Writes down for the proxy what the accepted socket will not tell it: the interface, and so the service.
 #[inline(always)]
-fn down(service: &Service, key: &FlowKey) -> Verdict {
-    if service.when_down == WhenDown::Closed {
-        return Verdict::DropDown;
+fn note_opening(ctx: &TcContext, key: &FlowKey, now: &Settings, service: &Service) {
+    if policy::in_force(now).is_some_and(|policy| policy.by_interface != 0) {
+        let opening = Opening { service: service.id, interface: Frame(ctx).interface() };
+        if openings.insert(key, &opening, 0).is_err() {
+            stats::failure(HelperFailure::OpeningInsert);
+        }
     }
+}
+
+/// What happens to a new connection while nobody can take it.
+#[inline(always)]
+fn down(service: &Service) -> Verdict {
+    if service.when_down == WhenDown::Closed { Verdict::DropDown } else { Verdict::PassDown }
+}
+
+/// A connection that passes because the proxy is gone is not its any more: an entry that it left on the tuple, in
+/// either direction, would have the rest of the connection delivered here.
+#[inline(always)]
+fn forget(key: &FlowKey) {
     // Most have none, and that is all that removing can complain of.
     let _ = flows.remove(key);
     let _ = flows.remove(&key.reversed());
-    Verdict::PassDown
 }
 
 /// A segment of no known flow: the rest of a handshake, the end of a connection, the server's answer to our
 /// SYN before the proxy has made the entry, or a connection that is none of ours.
 #[inline(never)]
-fn orphan(frame: &Frame<'_>, segment: &Segment, now: &Settings) -> Verdict {
-    if let Some(socket) = Socket::of_tuple(frame.0, &segment.key) {
+fn orphan<const DRY: bool>(frame: &Frame<'_>, segment: &Segment, now: &Settings) -> Verdict {
+    let met = Socket::of_tuple(frame.0, &segment.key);
+    explain::socket::<DRY>(now, met.as_ref());
+    if let Some(socket) = met {
         match socket.state() {
             // The destination is not this host's own, so this can only be the rest of a transparent socket.
             State::TimeWait | State::Request => return Verdict::SteerSocket,
@@ -164,6 +260,10 @@ fn orphan(frame: &Frame<'_>, segment: &Segment, now: &Settings) -> Verdict {
 /// it; only a cookie that the listener itself made recently lets a segment in.
 #[inline(never)]
 fn answers_cookie(frame: &Frame<'_>, segment: &Segment, now: &Settings) -> bool {
-    policy::service(&segment.key).is_some_and(|s| s.action == Action::Proxy)
+    let from = From::Interface(frame.interface());
+    Question::new(&segment.key, from, false)
+        .first_match(now)
+        .and_then(|number| policy::service(now, number))
+        .is_some_and(|service| service.action == Action::Proxy)
         && policy::listener(now, &segment.key).is_some_and(|l| l.sent_cookie(frame, segment))
 }

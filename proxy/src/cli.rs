@@ -1,15 +1,20 @@
 //! The command line.
 
-use std::{path::PathBuf, thread, time::Duration};
+mod run;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use sheer_common::abi::MAX_WORKERS;
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
 
+use clap::{Args, Parser, Subcommand};
+
+pub use self::run::{Format, RunArgs, Time, WrongUse};
 use crate::{
-    config::{AttachMode, Config, Ports, Service, Timeouts, WhenDown},
+    config::{Protocol, values},
     instance::InstanceName,
-    record::{AccessLog, RecordFormat},
-    socket::SourceMode,
 };
 
 /// A transparent proxy dataplane: servers see their clients' real addresses, clients see no proxy.
@@ -26,10 +31,28 @@ pub struct Cli {
 pub enum Command {
     /// Run dataplane and proxy in the foreground.
     Run(Box<RunArgs>),
+    /// Check a configuration file: every mistake at once, as file:line:column: key: what to do.
+    Check(CheckArgs),
     /// Show what an instance does.
     Status(ShowArgs),
     /// Show the connections of an instance.
     Flows(ShowArgs),
+    /// Show the services of an instance, in the order in which they match, with their counters.
+    Services(ShowArgs),
+    /// Tell which service takes a connection and why, asked of the running instance's own programs.
+    Explain(ExplainArgs),
+    /// Look for what keeps Sheer from working on this host: each finding with its cure.
+    ///
+    /// Exits with 0 if all is fine, 1 if there are warnings, 2 if it cannot work.
+    Doctor(DoctorArgs),
+    /// Give a running instance a new configuration, in one step.
+    Reload(ReloadArgs),
+    /// Show the clients that an instance shuts out, and for how much longer.
+    Blocked(ShowArgs),
+    /// Shut a client out of all services for some time.
+    Block(BlockArgs),
+    /// Let a client in again.
+    Unblock(UnblockArgs),
     /// Let an instance finish its connections and leave.
     Drain(InstanceArgs),
     /// Remove every trace of an instance that is dead.
@@ -55,132 +78,146 @@ pub struct ShowArgs {
     pub json: bool,
 }
 
-/// Flags of `sheer run`.
+/// What to check.
 #[derive(Debug, Args)]
-pub struct RunArgs {
-    /// Interface whose incoming packets are looked at: name the clients' side and the servers'.
-    #[arg(short, long = "interface", required = true, value_name = "IFACE")]
-    pub interfaces: Vec<String>,
-    /// TCP destination ports to intercept, such as 80,443,8000-8099.
-    #[arg(long, required = true, value_name = "PORTS")]
-    pub tcp: Ports,
-    /// Address that servers see: client, client-port (address and port), proxy (this host's own), or an address.
-    #[arg(long, default_value = "client", value_name = "MODE")]
-    pub source: SourceMode,
-    /// What new connections do while no proxy is running: open lets them go to the real server, closed drops them.
-    #[arg(long, default_value = "open", value_name = "open|closed")]
-    pub when_down: WhenDown,
+pub struct CheckArgs {
+    /// The configuration file.
+    #[arg(short, long = "config", value_name = "FILE")]
+    pub config: PathBuf,
+    /// Taken so that the line of `sheer run` can be checked as it stands.
+    #[arg(long, hide = true, default_value = "default", value_name = "NAME")]
+    pub instance: InstanceName,
+}
+
+/// Which connection to explain.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// The client's address, with its port if that matters: 192.0.2.7, 192.0.2.7:40000, [2001:db8::7]:40000.
+    #[arg(long, value_name = "IP[:PORT]")]
+    pub from: ClientAt,
+    /// Whom it asks for: 203.0.113.5:80, [2001:db8::5]:80.
+    #[arg(long, value_name = "IP:PORT", value_parser = parse_server)]
+    pub to: SocketAddr,
+    /// The transport protocol.
+    #[arg(long, default_value = "tcp", value_name = "tcp|udp")]
+    pub proto: Protocol,
+    /// Where the packet comes in [default: where this host would send the answer].
+    #[arg(short, long = "interface", value_name = "IFACE", value_parser = parse_interface)]
+    pub interface: Option<String>,
     /// Which one.
     #[command(flatten)]
     pub of: InstanceArgs,
-    /// How to attach the packet program: auto takes TCX where the kernel has it.
-    #[arg(long, default_value = "auto", value_name = "auto|tcx|clsact")]
-    pub attach: AttachMode,
-    /// Worker threads [default: one for each CPU].
-    #[arg(long, value_name = "N")]
-    pub workers: Option<usize>,
-    /// Connections at the same time; beyond it new ones wait.
-    #[arg(long, default_value_t = 100_000, value_name = "N")]
-    pub max_connections: usize,
-    /// How long a server may take to answer.
-    #[arg(long, default_value = "5s", value_name = "TIME", value_parser = humantime::parse_duration)]
-    pub connect_timeout: Duration,
-    /// How long a connection may be silent.
-    #[arg(long, default_value = "2h 4m", value_name = "TIME", value_parser = humantime::parse_duration)]
-    pub idle_timeout: Duration,
-    /// How long it may be silent after one side has ended its half.
-    #[arg(long, default_value = "4m", value_name = "TIME", value_parser = humantime::parse_duration)]
-    pub half_close_timeout: Duration,
-    /// How long connections may take to end after SIGTERM.
-    #[arg(long, default_value = "30s", value_name = "TIME", value_parser = humantime::parse_duration)]
-    pub drain_timeout: Duration,
-    /// Where each connection's record goes: - for standard output, a file, or off.
-    #[arg(long, default_value = "-", value_name = "-|FILE|off", value_parser = parse_access_log)]
-    pub access_log: AccessLog,
-    /// How records are written.
-    #[arg(long, default_value = "text", value_name = "text|json")]
-    pub access_format: Format,
-    /// Packet mark of the policy route, if the chosen one collides.
-    #[arg(long, value_name = "N", value_parser = parse_number)]
-    pub mark: Option<u32>,
-    /// Table of the policy route, if the chosen one collides.
-    #[arg(long, value_name = "N", value_parser = parse_number)]
-    pub table: Option<u32>,
-    /// Log what the packet program decides about each packet that opens a connection or belongs to none.
+    /// Print JSON.
     #[arg(long)]
-    pub trace: bool,
+    pub json: bool,
 }
 
-/// How access records are written.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum Format {
-    /// For people.
-    Text,
-    /// One object a line.
-    Json,
+/// An address, perhaps with a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientAt {
+    /// IPv4-mapped addresses are IPv4 ones here.
+    pub ip: IpAddr,
+    /// None: any will do.
+    pub port: Option<u16>,
 }
 
-fn parse_access_log(text: &str) -> Result<AccessLog, String> {
-    match text {
-        "" => Err("the name of a file, - or off".into()),
-        "-" => Ok(AccessLog::Stdout),
-        "off" => Ok(AccessLog::Off),
-        path => Ok(AccessLog::File(PathBuf::from(path))),
+impl FromStr for ClientAt {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
+        if let Ok(ip) = bare.parse::<IpAddr>() {
+            return Ok(Self { ip: ip.to_canonical(), port: None });
+        }
+        match text.parse::<SocketAddr>() {
+            Ok(at) => Ok(Self { ip: at.ip().to_canonical(), port: Some(at.port()) }),
+            Err(_) => Err("write an address such as 192.0.2.7 or 2001:db8::7, or one with a port such as \
+                           192.0.2.7:40000 or [2001:db8::7]:40000"
+                .to_owned()),
+        }
     }
 }
 
-/// Decimal or 0x-hexadecimal, not zero.
-fn parse_number(text: &str) -> Result<u32, String> {
-    let parsed = match text.strip_prefix("0x") {
-        Some(hex) => u32::from_str_radix(hex, 16),
-        None => text.parse(),
-    };
-    parsed.ok().filter(|n| *n != 0).ok_or_else(|| format!("`{text}` is no number from 1 to 0xffffffff"))
+/// What to look at.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Interface to look at: name the clients' side and the servers' [default: all that could serve].
+    #[arg(short, long = "interface", value_name = "IFACE", value_parser = parse_interface)]
+    pub interfaces: Vec<String>,
+    /// Cure what can be cured without asking, and say what was done.
+    #[arg(long)]
+    pub fix: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
-impl RunArgs {
-    /// The configuration that these flags make.
-    ///
-    /// # Errors
-    /// What is wrong with them together, in words.
-    pub fn into_config(self) -> Result<Config, String> {
-        let workers = match self.workers {
-            Some(0) => return Err("--workers 0: at least one is needed".into()),
-            Some(n) if n > MAX_WORKERS as usize => {
-                return Err(format!("--workers {n}: at most {MAX_WORKERS} are possible"));
-            }
-            Some(n) => n,
-            None => thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS as usize),
-        };
-        if self.max_connections == 0 {
-            return Err("--max-connections 0 would take no connection at all".into());
-        }
-        let mut interfaces = self.interfaces;
-        interfaces.sort();
-        interfaces.dedup();
-        let service =
-            Service { name: "tcp".into(), ports: self.tcp, source: self.source, when_down: self.when_down };
-        Ok(Config {
-            instance: self.of.instance,
-            interfaces,
-            services: vec![service],
-            attach: self.attach,
-            mark: self.mark,
-            table: self.table,
-            workers,
-            max_connections: self.max_connections,
-            timeouts: Timeouts {
-                connect: self.connect_timeout,
-                idle: self.idle_timeout,
-                half_close: self.half_close_timeout,
-            },
-            drain_timeout: self.drain_timeout,
-            access_log: self.access_log,
-            access_format: match self.access_format {
-                Format::Text => RecordFormat::Text,
-                Format::Json => RecordFormat::Json,
-            },
-            trace: self.trace,
-        })
+/// What to reload.
+#[derive(Debug, Args)]
+pub struct ReloadArgs {
+    /// The configuration file [default: the one that the instance was started with].
+    #[arg(short, long = "config", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Which one.
+    #[command(flatten)]
+    pub of: InstanceArgs,
+}
+
+/// Whom to shut out.
+#[derive(Debug, Args)]
+pub struct BlockArgs {
+    /// The client's address.
+    #[arg(value_name = "ADDR")]
+    pub address: IpAddr,
+    /// For how long, such as 10m or 2h.
+    #[arg(value_name = "TIME", value_parser = values::duration)]
+    pub time: Duration,
+    /// Which one.
+    #[command(flatten)]
+    pub of: InstanceArgs,
+}
+
+/// Whom to let in again.
+#[derive(Debug, Args)]
+pub struct UnblockArgs {
+    /// The client's address.
+    #[arg(value_name = "ADDR")]
+    pub address: IpAddr,
+    /// Which one.
+    #[command(flatten)]
+    pub of: InstanceArgs,
+}
+
+fn parse_interface(name: &str) -> Result<String, String> {
+    values::interface_name(name).map(|()| name.to_owned())
+}
+
+fn parse_server(text: &str) -> Result<SocketAddr, String> {
+    match text.parse::<SocketAddr>() {
+        Ok(at) if at.port() != 0 => Ok(SocketAddr::new(at.ip().to_canonical(), at.port())),
+        _ => Err("write an address and a port such as 203.0.113.5:80 or [2001:db8::5]:80".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definitions_are_sound() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn clients_have_a_port_or_none() {
+        let at = |text: &str| text.parse::<ClientAt>().map(|at| (at.ip.to_string(), at.port));
+        assert_eq!(at("192.0.2.7"), Ok(("192.0.2.7".into(), None)));
+        assert_eq!(at("192.0.2.7:1"), Ok(("192.0.2.7".into(), Some(1))));
+        assert_eq!(at("2001:db8::7"), Ok(("2001:db8::7".into(), None)));
+        assert_eq!(at("[2001:db8::7]"), Ok(("2001:db8::7".into(), None)));
+        assert_eq!(at("[2001:db8::7]:9"), Ok(("2001:db8::7".into(), Some(9))));
+        assert_eq!(at("::ffff:192.0.2.7"), Ok(("192.0.2.7".into(), None)));
+        assert!(at("web").is_err() && at("192.0.2.7:").is_err() && at("192.0.2.7:65536").is_err());
     }
 }

@@ -21,13 +21,15 @@ pub const TICK: Duration = Duration::from_millis(200);
 /// Places whose memory is kept when no connection is left; a burst's is given back.
 const KEPT: usize = 256;
 
-/// What a connection is told: to end, but for one.
+/// What a connection is told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Signal {
     #[default]
     None,
     /// It has lived through a tick. Told once.
     Lasting,
+    /// The services have changed: it is to ask whether it may go on. Told once.
+    Review,
     /// Its timeout has passed without a touch.
     Expired,
     /// The proxy is being stopped by force.
@@ -93,12 +95,12 @@ impl Deadlines {
         }
     }
 
-    /// What the connection is told; [`Signal::Lasting`] only this once.
+    /// What the connection is told; [`Signal::Lasting`] and [`Signal::Review`] only this once.
     #[must_use]
     pub fn take_signal(&mut self, slot: Slot) -> Signal {
         let Some(entry) = self.entry(slot) else { return Signal::None };
         let signal = entry.signal;
-        if signal == Signal::Lasting {
+        if matches!(signal, Signal::Lasting | Signal::Review) {
             entry.signal = Signal::None;
         }
         signal
@@ -130,6 +132,18 @@ impl Deadlines {
                 continue;
             }
             entry.waker.wake_by_ref();
+        }
+    }
+
+    /// Asks all connections whether they may go on.
+    pub fn review(&mut self) {
+        for entry in self.entries.iter_mut().flatten() {
+            if matches!(entry.signal, Signal::None | Signal::Lasting) {
+                // One that has seen no tick before is told of it at the next one.
+                entry.lasting &= entry.signal != Signal::Lasting;
+                entry.signal = Signal::Review;
+                entry.waker.wake_by_ref();
+            }
         }
     }
 

@@ -6,6 +6,8 @@
 use std::fmt;
 use std::io;
 
+pub use sheer_common::flow::Opening;
+
 use crate::socket::{ClientAddr, OriginalDst, SourceAddr, UpstreamAddr};
 
 /// Unique in the life of a process.
@@ -26,6 +28,8 @@ pub struct ConnectionTuples {
     pub original: OriginalDst,
     pub source: SourceAddr,
     pub upstream: UpstreamAddr,
+    /// Number of the service that took it.
+    pub service: u32,
 }
 
 /// Payload that a connection has moved.
@@ -49,6 +53,11 @@ pub trait FlowTable {
     /// The end: both halves, while the sockets still own their tuples. `perhaps_reused`: a reset has freed them
     /// before, so that an entry may be a successor's by now.
     fn remove(&mut self, flow: &ConnectionTuples, perhaps_reused: bool);
+
+    /// What tc wrote down of a connection when it came, if it did.
+    fn opening(&mut self, _client: ClientAddr, _original: OriginalDst) -> Option<Opening> {
+        None
+    }
 }
 
 /// A connection is entered when it has moved so many bytes of payload, or has lived through a tick of its worker's

@@ -14,15 +14,17 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::accept::Acceptor;
+use crate::clients::{ClientTable, Clients};
 use crate::config::ProxyConfig;
 use crate::drain::DrainStage;
 use crate::flow::FlowTable;
 use crate::limit::{self, Budget, Gate};
-use crate::record::{AccessLogError, RecordSink, RecordWriter};
+use crate::record::{AccessLogError, RecordWriter};
+use crate::service::{Policies, Services};
 use crate::session;
 use crate::socket::Listeners;
-use crate::stats::{Stats, StatsSnapshot, WorkerStats};
-use crate::worker::Worker;
+use crate::stats::{Stats, StatsSnapshot};
+use crate::worker::{Own, Shared, Worker};
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -71,22 +73,21 @@ impl std::fmt::Debug for Exit {
 struct Plan {
     index: usize,
     workers: usize,
-    config: Arc<ProxyConfig>,
-    stats: Arc<WorkerStats>,
-    gate: Arc<Gate>,
-    pipes: usize,
+    shared: Shared,
+    own: Own,
     listeners: Listeners,
-    table: Box<dyn FlowTable + Send>,
-    sink: RecordSink,
     stages: watch::Receiver<DrainStage>,
+    policies: watch::Receiver<Arc<Policies>>,
 }
 
 impl Proxy {
     /// Starts one worker per listener pair and returns when each of them accepts.
     pub fn start(
         config: Arc<ProxyConfig>,
+        policies: watch::Receiver<Arc<Policies>>,
         listeners: Vec<Listeners>,
         tables: Vec<Box<dyn FlowTable + Send>>,
+        clients: Box<dyn ClientTable>,
     ) -> Result<Self, StartError> {
         if listeners.len() != tables.len() {
             return Err(StartError::Uneven { listeners: listeners.len(), tables: tables.len() });
@@ -99,19 +100,22 @@ impl Proxy {
         let (report, exits) = mpsc::unbounded_channel();
         let mut proxy = Self { stages, threads: Vec::new(), exits, running: 0, stats, gate, writer: None };
         let workers = listeners.len();
+        let shared = Shared {
+            config,
+            gate: Arc::clone(&proxy.gate),
+            clients: Clients::new(clients),
+            pipes: budget.pipes,
+        };
         for (index, (listeners, table)) in listeners.into_iter().zip(tables).enumerate() {
             let stats = proxy.stats.worker(index);
             let plan = Plan {
                 index,
                 workers,
-                config: Arc::clone(&config),
-                sink: writer.sink(Arc::clone(&stats)),
-                stats,
-                gate: Arc::clone(&proxy.gate),
-                pipes: budget.pipes,
+                shared: shared.clone(),
+                own: Own { sink: writer.sink(Arc::clone(&stats)), stats, table },
                 listeners,
-                table,
                 stages: follow.clone(),
+                policies: policies.clone(),
             };
             let thread = spawn(plan, report.clone())?;
             proxy.threads.push(thread);
@@ -211,18 +215,7 @@ impl Proxy {
 
 fn budget(config: &ProxyConfig, workers: usize) -> Budget {
     let wanted = Budget { connections: config.max_connections, pipes: config.max_pipes };
-    let files = limit::open_files();
-    let budget = Budget::within(files, wanted, workers);
-    if budget.connections < wanted.connections {
-        log::warn!(
-            "at most {} of {} connections (--max-connections): the limit of open files is {}, and a connection takes two; \
-             raise it (ulimit -n, LimitNOFILE=)",
-            budget.connections,
-            wanted.connections,
-            files.unwrap_or_default()
-        );
-    }
-    budget
+    Budget::within(limit::open_files(), wanted, workers)
 }
 
 /// Returns when the worker accepts.
@@ -254,7 +247,7 @@ fn spawn(plan: Plan, report: mpsc::UnboundedSender<Exit>) -> Result<JoinHandle<(
 }
 
 fn run(plan: Plan, ready: &Sender<Result<(), String>>) -> io::Result<()> {
-    if plan.config.pin_workers {
+    if plan.shared.config.pin_workers {
         pin(plan.index)?;
     }
     let runtime = Builder::new_current_thread().enable_io().build_local(LocalOptions::default())?;
@@ -262,15 +255,16 @@ fn run(plan: Plan, ready: &Sender<Result<(), String>>) -> io::Result<()> {
 }
 
 async fn work(plan: Plan, ready: &Sender<Result<(), String>>) -> io::Result<()> {
-    let Plan { index, workers, config, stats, gate, pipes, listeners, table, sink, stages } = plan;
-    let worker = Rc::new(Worker::new((index, workers), config, stats, gate, pipes, table, sink));
+    let Plan { index, workers, shared, own, listeners, stages, mut policies } = plan;
+    let services = Services::new(Arc::clone(&policies.borrow_and_update()), &own.stats);
+    let worker = Rc::new(Worker::new((index, workers), shared, own, services));
     let mut parts = JoinSet::new();
     for listener in [Some(listeners.v4), listeners.v6].into_iter().flatten() {
         let acceptor = Acceptor::new(listener, &worker)?;
         parts.spawn_local(acceptor.run(session::start));
     }
     let chores = Rc::clone(&worker);
-    parts.spawn_local(async move { chores.run_chores(stages).await });
+    parts.spawn_local(async move { chores.run_chores(stages, policies).await });
     let _ = ready.send(Ok(()));
     while let Some(ended) = parts.join_next().await {
         match ended {

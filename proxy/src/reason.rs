@@ -93,6 +93,12 @@ reasons! {
     Drained = "drained" by Proxy,
     /// The connection was addressed to the proxy's own listener.
     Loop = "loop" by Proxy,
+    /// The client has as many connections as the service's limit allows.
+    ClientLimit = "client_limit" by Client,
+    /// No service gives it to the proxy any more: the policy changed while it was being accepted.
+    NoService = "no_service" by Proxy,
+    /// A reload took its service away, and the config says to reset such connections.
+    PolicyChanged = "policy_changed" by Proxy,
     /// Out of descriptors or kernel memory.
     NoResources = "no_resources" by Proxy,
     /// A fault of this program.

@@ -16,6 +16,9 @@ const TROUBLE: [&str; 6] = [
     "source_port_changed",
 ];
 
+/// Services in a status; all are in `sheer services`.
+const SERVICES_SHOWN: usize = 20;
+
 /// The status of a running instance, out of the answer on its control socket.
 #[must_use]
 pub fn status(s: &Value) -> String {
@@ -40,15 +43,25 @@ pub fn status(s: &Value) -> String {
         route["table"],
         route["priority"]
     );
-    for service in each(&s["services"]) {
+    let services: Vec<_> = each(&s["services"]).collect();
+    for service in services.iter().take(SERVICES_SHOWN) {
         let _ = writeln!(
             out,
-            "service      {}: ports {}, source {}, when down {}",
+            "service      {}: {} ports {}, {}",
             text(&service["name"]),
-            text(&service["tcp"]),
-            text(&service["source"]),
-            text(&service["when_down"])
+            text(&service["protocol"]),
+            text(&service["ports"]),
+            match service["action"].as_str() {
+                Some("proxy") => {
+                    let (source, when_down) = (text(&service["source"]), text(&service["when_down"]));
+                    format!("source {source}, when down {when_down}")
+                }
+                _ => text(&service["action"]),
+            }
         );
+    }
+    if services.len() > SERVICES_SHOWN {
+        let _ = writeln!(out, "             and {} more: sheer services", services.len() - SERVICES_SHOWN);
     }
     let c = &s["connections"];
     let _ = writeln!(
@@ -82,6 +95,48 @@ fn table(out: &mut String, title: &str, counters: &Value) {
 
 fn each(list: &Value) -> impl Iterator<Item = &Value> {
     list.as_array().into_iter().flatten()
+}
+
+/// Services, a line each, in the order in which they match.
+#[must_use]
+pub fn services(services: &Value) -> String {
+    let mut rows = vec![
+        ["service", "protocol", "action", "hits", "refused", "live", "from clients", "from servers"]
+            .map(String::from),
+    ];
+    for s in each(services) {
+        let text = |key: &str| s[key].as_str().unwrap_or("-").to_owned();
+        let number = |key: &str| s[key].as_u64().map_or_else(|| "-".into(), |n| n.to_string());
+        let size = |key: &str| s[key].as_u64().map_or_else(|| "-".into(), bytes);
+        rows.push([
+            text("name"),
+            text("protocol"),
+            text("action"),
+            number("hits"),
+            number("refused"),
+            number("live"),
+            size("bytes_up"),
+            size("bytes_down"),
+        ]);
+    }
+    columns(&rows)
+}
+
+/// Clients that are shut out, a line each.
+#[must_use]
+pub fn blocked(blocked: &Value) -> String {
+    let mut rows = vec![["client", "shut out of", "for", "since", "refused"].map(String::from)];
+    for b in each(blocked) {
+        let time = |key: &str| seconds(b[key].as_f64().unwrap_or(0.0));
+        rows.push([
+            b["client"].as_str().unwrap_or("-").to_owned(),
+            b["service"].as_str().unwrap_or("all services").to_owned(),
+            time("remaining_s"),
+            time("since_s"),
+            b["refused"].to_string(),
+        ]);
+    }
+    if rows.len() == 1 { "nobody is shut out\n".to_owned() } else { columns(&rows) }
 }
 
 /// Connections, a line each.

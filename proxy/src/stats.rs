@@ -1,8 +1,8 @@
 //! Counters: each worker writes its own, a reader sums them.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
@@ -46,9 +46,44 @@ pub struct WorkerStats {
     pub records_dropped: Counter,
     /// Sessions that ended in a panic, and were reset.
     pub panics: Counter,
+    /// By the name of the service. Locked only when services change and when the counts are read.
+    services: Mutex<BTreeMap<Arc<str>, Arc<ServiceStats>>>,
+}
+
+/// What one worker counts for one service.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct ServiceStats {
+    pub accepted: Counter,
+    pub ended: Counter,
+    pub bytes_up: Counter,
+    pub bytes_down: Counter,
+}
+
+/// The sums of all workers for one service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ServiceSnapshot {
+    pub accepted: u64,
+    pub live: u64,
+    pub bytes_up: u64,
+    pub bytes_down: u64,
 }
 
 impl WorkerStats {
+    /// The counts of a service of this name, the same ones as before.
+    #[must_use]
+    pub fn service(&self, name: &Arc<str>) -> Arc<ServiceStats> {
+        let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(services.entry(Arc::clone(name)).or_default())
+    }
+
+    /// Forgets services that are gone, once their last connection has ended.
+    pub fn forget_all_but<'a>(&self, names: impl Iterator<Item = &'a str>) {
+        let names: BTreeSet<&str> = names.collect();
+        let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
+        services.retain(|name, stats| names.contains(&**name) || stats.accepted.get() > stats.ended.get());
+    }
+
     #[must_use]
     pub fn live(&self) -> u64 {
         self.accepted.get().saturating_sub(self.ended.get())
@@ -99,6 +134,24 @@ impl Stats {
     #[must_use]
     pub fn worker(&self, index: usize) -> Arc<WorkerStats> {
         Arc::clone(&self.0[index])
+    }
+
+    /// The sums for a service.
+    #[must_use]
+    pub fn service(&self, name: &str) -> ServiceSnapshot {
+        let mut sum = ServiceSnapshot::default();
+        for worker in self.0.iter() {
+            let services = worker.services.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(stats) = services.get(name) else { continue };
+            // Read first: what ends in between must not make more ended than accepted.
+            let ended = stats.ended.get();
+            let accepted = stats.accepted.get();
+            sum.accepted += accepted;
+            sum.live += accepted.saturating_sub(ended);
+            sum.bytes_up += stats.bytes_up.get();
+            sum.bytes_down += stats.bytes_down.get();
+        }
+        sum
     }
 
     #[must_use]

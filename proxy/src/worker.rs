@@ -11,15 +11,17 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 
+use crate::clients::Clients;
 use crate::clock::{Deadlines, Ticker, Ticks};
-use crate::config::ProxyConfig;
+use crate::config::{Existing, ProxyConfig};
 use crate::drain::DrainStage;
 use crate::flow::{ConnectionId, FlowTable};
 use crate::limit::Gate;
 use crate::reason::{Blame, CloseReason};
 use crate::record::RecordSink;
 use crate::relay::{Bench, PipePool};
-use crate::socket::SourceError;
+use crate::service::{Policies, Served, Services};
+use crate::socket::{ClientAddr, OriginalDst, SourceError};
 use crate::stats::WorkerStats;
 
 /// At most one warning of a kind per worker in this time.
@@ -42,6 +44,8 @@ pub(crate) struct Worker {
     pub(crate) bench: RefCell<Bench>,
     pub(crate) deadlines: RefCell<Deadlines>,
     pub(crate) sink: RefCell<RecordSink>,
+    pub(crate) clients: Arc<Clients>,
+    services: RefCell<Services>,
     stage: Cell<DrainStage>,
     /// Accept loops and sessions that have not ended.
     users: Cell<usize>,
@@ -52,6 +56,23 @@ pub(crate) struct Worker {
     warnings: RefCell<Warnings>,
 }
 
+/// What all workers have in common.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub(crate) config: Arc<ProxyConfig>,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) clients: Arc<Clients>,
+    /// Of each.
+    pub(crate) pipes: usize,
+}
+
+/// What each worker has for itself.
+pub(crate) struct Own {
+    pub(crate) stats: Arc<WorkerStats>,
+    pub(crate) table: Box<dyn FlowTable + Send>,
+    pub(crate) sink: RecordSink,
+}
+
 struct Warnings {
     flow_table: Throttle,
     start: Throttle,
@@ -60,13 +81,12 @@ struct Warnings {
 impl Worker {
     pub(crate) fn new(
         (index, workers): (usize, usize),
-        config: Arc<ProxyConfig>,
-        stats: Arc<WorkerStats>,
-        gate: Arc<Gate>,
-        pipes: usize,
-        table: Box<dyn FlowTable + Send>,
-        sink: RecordSink,
+        shared: Shared,
+        own: Own,
+        services: Services,
     ) -> Self {
+        let Shared { config, gate, clients, pipes } = shared;
+        let Own { stats, table, sink } = own;
         let timeouts = config.timeouts;
         Self {
             limits: Limits {
@@ -81,6 +101,8 @@ impl Worker {
             table: RefCell::new(table),
             deadlines: RefCell::default(),
             sink: RefCell::new(sink),
+            clients,
+            services: RefCell::new(services),
             stage: Cell::default(),
             users: Cell::new(0),
             unused: Notify::new(),
@@ -103,6 +125,27 @@ impl Worker {
 
     pub(crate) fn stage(&self) -> DrainStage {
         self.stage.get()
+    }
+
+    /// The service that took a connection.
+    pub(crate) fn service_of(&self, client: ClientAddr, original: OriginalDst) -> Option<Rc<Served>> {
+        let services = self.services.borrow();
+        let opening =
+            if services.need_opening() { self.table.borrow_mut().opening(client, original) } else { None };
+        services.of(client, original, opening).cloned()
+    }
+
+    /// Whether a connection may go on under the services as they are now.
+    pub(crate) fn keeps(&self, client: ClientAddr, original: OriginalDst) -> bool {
+        self.services.borrow().keep(client, original)
+    }
+
+    fn adopt(&self, policies: Arc<Policies>) {
+        let review = policies.existing == Existing::Reset;
+        self.services.replace(Services::new(policies, &self.stats));
+        if review {
+            self.deadlines.borrow_mut().review();
+        }
     }
 
     /// Calls the flow table; a failure is counted and told, and the connection goes on.
@@ -153,9 +196,14 @@ impl Worker {
         }
     }
 
-    /// Runs the tick and follows `stages` until the worker is drained.
-    pub(crate) async fn run_chores(&self, mut stages: watch::Receiver<DrainStage>) -> io::Result<()> {
+    /// Runs the tick, follows `stages` until the worker is drained, and `policies` for as long as they come.
+    pub(crate) async fn run_chores(
+        &self,
+        mut stages: watch::Receiver<DrainStage>,
+        mut policies: watch::Receiver<Arc<Policies>>,
+    ) -> io::Result<()> {
         let ticker = Ticker::start()?;
+        let mut policies_come = true;
         while self.stage() == DrainStage::Running || self.users.get() > 0 {
             tokio::select! {
                 ticked = ticker.tick() => {
@@ -173,6 +221,13 @@ impl Worker {
                         while self.users.get() > 0 {
                             self.unused.notified().await;
                         }
+                    }
+                }
+                changed = policies.changed(), if policies_come => {
+                    policies_come = changed.is_ok();
+                    let policies = Arc::clone(&policies.borrow_and_update());
+                    if policies_come {
+                        self.adopt(policies);
                     }
                 }
                 () = self.unused.notified() => {}

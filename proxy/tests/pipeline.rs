@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail the test")]
 
+mod common;
+
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -11,20 +13,31 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use sheer::config::{ProxyConfig, Timeouts};
+use common::{policies, service};
+use sheer::clients::NoClientTable;
+use sheer::config::{Existing, ProxyConfig, Service, Timeouts};
 use sheer::drain::DrainStage;
 use sheer::flow::{ConnectionTuples, FlowTable, Moved, NoFlowTable, WORTH_ENTERING};
+use sheer::policy::Policy;
 use sheer::proxy::Proxy;
 use sheer::reason::CloseReason;
 use sheer::record::{AccessLog, RecordFormat};
+use sheer::service::Policies;
 use sheer::socket::transparent::{ListenOptions, Listeners};
 use sheer::socket::{SourceMode, UpstreamAddr};
 use sheer::stats::StatsSnapshot;
 use sheer::upstream::Destination;
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::watch;
 
 /// Bounds a test that hangs; none that passes waits for it.
 const HANG: Duration = Duration::from_secs(20);
+
+/// What a test may change.
+struct Setup {
+    config: ProxyConfig,
+    service: Service,
+}
 
 struct Bed {
     proxy: Proxy,
@@ -33,30 +46,31 @@ struct Bed {
     server: TcpListener,
     log: PathBuf,
     runtime: Runtime,
+    policies: watch::Sender<Arc<Policies>>,
     _dir: tempfile::TempDir,
 }
 
 impl Bed {
-    fn new(change: impl FnOnce(&mut ProxyConfig)) -> Self {
+    fn new(change: impl FnOnce(&mut Setup)) -> Self {
         Self::with_table(change, Box::new(NoFlowTable))
     }
 
-    fn with_table(change: impl FnOnce(&mut ProxyConfig), table: Box<dyn FlowTable + Send>) -> Self {
+    fn with_table(change: impl FnOnce(&mut Setup), table: Box<dyn FlowTable + Send>) -> Self {
         let server = TcpListener::bind("127.0.0.1:0").unwrap();
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("access.log");
-        let mut config = ProxyConfig {
-            source: SourceMode::Proxy,
-            destination: Destination::Fixed(UpstreamAddr::new(server.local_addr().unwrap())),
-            access_log: AccessLog::File(log.clone()),
-            ..ProxyConfig::default()
-        };
-        change(&mut config);
+        let config = ProxyConfig { access_log: AccessLog::File(log.clone()), ..ProxyConfig::default() };
+        let mut setup = Setup { config, service: service(server.local_addr().unwrap()) };
+        change(&mut setup);
         let listeners = Listeners::bind(ListenOptions { transparent: false, mark: 0, backlog: 128 }).unwrap();
         let front = listeners.v4.local_addr().unwrap();
-        let proxy = Proxy::start(Arc::new(config), vec![listeners], vec![table]).unwrap();
+        let policies = policies(setup.service);
+        let config = Arc::new(setup.config);
+        let proxy =
+            Proxy::start(config, policies.subscribe(), vec![listeners], vec![table], Box::new(NoClientTable))
+                .unwrap();
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-        Self { proxy, front, server, log, runtime, _dir: dir }
+        Self { proxy, front, server, log, runtime, policies, _dir: dir }
     }
 
     fn client(&self) -> TcpStream {
@@ -144,7 +158,7 @@ fn a_connection_leaves_one_record() {
 
 #[test]
 fn records_are_json_when_asked_for() {
-    let bed = Bed::new(|config| config.access_format = RecordFormat::Json);
+    let bed = Bed::new(|setup| setup.config.access_format = RecordFormat::Json);
     drop(bed.talking());
     let (_, records) = bed.end();
     let record: serde_json::Value = serde_json::from_str(&records[0]).unwrap();
@@ -154,7 +168,7 @@ fn records_are_json_when_asked_for() {
 
 #[test]
 fn the_server_sees_the_clients_address() {
-    let bed = Bed::new(|config| config.source = SourceMode::Client);
+    let bed = Bed::new(|setup| setup.service.source = SourceMode::Client);
     let from: IpAddr = "127.0.0.77".parse().unwrap();
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::new(from, 0).into()).unwrap();
@@ -165,14 +179,14 @@ fn the_server_sees_the_clients_address() {
 #[test]
 fn a_refusal_is_passed_on_as_a_reset() {
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let bed = Bed::new(|config| config.destination = Destination::Fixed(UpstreamAddr::new(nobody)));
+    let bed = Bed::new(|setup| setup.service.upstream = Destination::Fixed(UpstreamAddr::new(nobody)));
     assert!(is_reset(&bed.client()));
     bed.ends_with(CloseReason::Refused);
 }
 
 #[test]
 fn a_fixed_source_of_the_other_family_is_refused() {
-    let bed = Bed::new(|config| config.source = SourceMode::Fixed("2001:db8::1".parse().unwrap()));
+    let bed = Bed::new(|setup| setup.service.source = SourceMode::Fixed("2001:db8::1".parse().unwrap()));
     assert!(is_reset(&bed.client()));
     let record = bed.ends_with(CloseReason::SourceUnusable);
     assert!(record.contains(" source=- "), "{record}");
@@ -186,9 +200,9 @@ fn a_silent_server_is_a_connect_timeout() {
     silent.listen(0).unwrap();
     let addr = silent.local_addr().unwrap().as_socket().unwrap();
     let _first = TcpStream::connect(addr).unwrap();
-    let bed = Bed::new(|config| {
-        config.destination = Destination::Fixed(UpstreamAddr::new(addr));
-        config.timeouts.connect = Duration::from_millis(100);
+    let bed = Bed::new(|setup| {
+        setup.service.upstream = Destination::Fixed(UpstreamAddr::new(addr));
+        setup.config.timeouts.connect = Duration::from_millis(100);
     });
     assert!(is_reset(&bed.client()));
     bed.ends_with(CloseReason::ConnectTimeout);
@@ -201,7 +215,7 @@ fn a_client_that_leaves_while_connecting_is_noticed() {
     silent.listen(0).unwrap();
     let addr = silent.local_addr().unwrap().as_socket().unwrap();
     let _first = TcpStream::connect(addr).unwrap();
-    let bed = Bed::new(|config| config.destination = Destination::Fixed(UpstreamAddr::new(addr)));
+    let bed = Bed::new(|setup| setup.service.upstream = Destination::Fixed(UpstreamAddr::new(addr)));
     reset(bed.client());
     wait_for(&bed, |stats| stats.accepted == 1);
     bed.ends_with(CloseReason::ClientReset);
@@ -209,7 +223,7 @@ fn a_client_that_leaves_while_connecting_is_noticed() {
 
 #[test]
 fn an_idle_connection_is_reset_on_both_sides() {
-    let bed = Bed::new(|config| config.timeouts.idle = Duration::from_millis(50));
+    let bed = Bed::new(|setup| setup.config.timeouts.idle = Duration::from_millis(50));
     let (client, server) = bed.talking();
     assert!(is_reset(&client) && is_reset(&server));
     bed.ends_with(CloseReason::IdleTimeout);
@@ -217,8 +231,8 @@ fn an_idle_connection_is_reset_on_both_sides() {
 
 #[test]
 fn a_half_closed_connection_has_a_timeout_of_its_own() {
-    let bed = Bed::new(|config| {
-        config.timeouts = Timeouts { half_close: Duration::from_millis(50), ..Timeouts::default() };
+    let bed = Bed::new(|setup| {
+        setup.config.timeouts = Timeouts { half_close: Duration::from_millis(50), ..Timeouts::default() };
     });
     let (client, server) = bed.talking();
     server.shutdown(Shutdown::Write).unwrap();
@@ -229,14 +243,14 @@ fn a_half_closed_connection_has_a_timeout_of_its_own() {
 
 #[test]
 fn who_asks_for_the_listener_itself_is_a_loop() {
-    let bed = Bed::new(|config| config.destination = Destination::Original);
+    let bed = Bed::new(|setup| setup.service.upstream = Destination::Original);
     assert!(is_reset(&bed.client()));
     bed.ends_with(CloseReason::Loop);
 }
 
 #[test]
 fn at_the_limit_a_connection_waits_for_its_turn() {
-    let bed = Bed::new(|config| config.max_connections = 1);
+    let bed = Bed::new(|setup| setup.config.max_connections = 1);
     let first = bed.talking();
     let mut second = bed.client();
     second.write_all(b"waiting").unwrap();
@@ -291,6 +305,64 @@ fn force_resets_what_is_left() {
     assert!(is_reset(&client) && is_reset(&server));
     bed.runtime.block_on(bed.proxy.finished()).unwrap();
     bed.ends_with(CloseReason::Drained);
+}
+
+/// A policy that gives nothing to the proxy takes the place of the bed's.
+fn take_service_away(bed: &Bed, existing: Existing) {
+    bed.policies.send_modify(|policies| {
+        let empty = Arc::new(Policy::new(&[], &[], 2, &[]).unwrap());
+        let previous = Some(std::mem::replace(&mut Arc::make_mut(policies).current, empty));
+        let next = Arc::make_mut(policies);
+        (next.previous, next.existing) = (previous, existing);
+    });
+}
+
+#[test]
+fn connections_outlive_their_service_unless_they_shall_be_reset() {
+    let bed = Bed::new(|_| {});
+    let (mut client, mut server) = bed.talking();
+    take_service_away(&bed, Existing::Keep);
+    // Accepted after the change, begun before it as far as anybody knows.
+    let late = bed.talking();
+    client.write_all(b"?").unwrap();
+    server.read_exact(&mut [0]).unwrap();
+    take_service_away(&bed, Existing::Reset);
+    assert!(is_reset(&client) && is_reset(&server));
+    assert!(is_reset(&late.0) && is_reset(&late.1));
+    let (stats, records) = bed.end();
+    assert_eq!(stats.closed(CloseReason::PolicyChanged), 2, "{stats:?}");
+    assert!(records.iter().all(|record| record.contains(" service=test ")), "{records:?}");
+}
+
+#[test]
+fn a_connection_that_no_service_takes_is_reset() {
+    let bed = Bed::new(|_| {});
+    for _ in 0..2 {
+        take_service_away(&bed, Existing::Keep);
+    }
+    let client = bed.client();
+    assert!(is_reset(&client));
+    assert_eq!(bed.end().0.closed(CloseReason::Loop), 1, "to the listener itself");
+}
+
+#[test]
+fn a_client_has_no_more_connections_than_the_service_allows() {
+    let bed = Bed::new(|setup| {
+        setup.service.limit = Some(sheer::config::Limit {
+            new_per_second: None,
+            burst: 1.try_into().unwrap(),
+            concurrent: 1.try_into().ok(),
+            block: None,
+            per: Default::default(),
+        });
+    });
+    let first = bed.talking();
+    assert!(is_reset(&bed.client()));
+    drop(first);
+    wait_for(&bed, |stats| stats.live == 0);
+    drop(bed.talking());
+    let (stats, _) = bed.end();
+    assert_eq!(stats.closed(CloseReason::ClientLimit), 1, "{stats:?}");
 }
 
 #[derive(Debug, PartialEq)]

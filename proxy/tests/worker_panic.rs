@@ -5,7 +5,11 @@
 
 use std::{net::TcpStream, sync::Arc};
 
+mod common;
+
+use common::{policies, service};
 use sheer::{
+    clients::NoClientTable,
     config::ProxyConfig,
     flow::NoFlowTable,
     proxy::Proxy,
@@ -34,16 +38,16 @@ fn a_panic_of_a_worker_comes_to_main_as_an_error() {
     let listeners = Listeners::bind(ListenOptions { transparent: false, mark: 0, backlog: 16 }).unwrap();
     let front = listeners.v4.local_addr().unwrap();
     let blackhole = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let config = ProxyConfig {
-        source: sheer::socket::SourceMode::Proxy,
-        destination: sheer::upstream::Destination::Fixed(sheer::socket::UpstreamAddr::new(
-            blackhole.local_addr().unwrap(),
-        )),
-        max_connections: 1,
-        access_log: AccessLog::Off,
-        ..ProxyConfig::default()
-    };
-    let mut proxy = Proxy::start(Arc::new(config), vec![listeners], vec![Box::new(NoFlowTable)]).unwrap();
+    let config = ProxyConfig { max_connections: 1, access_log: AccessLog::Off, ..ProxyConfig::default() };
+    let policies = policies(service(blackhole.local_addr().unwrap()));
+    let mut proxy = Proxy::start(
+        Arc::new(config),
+        policies.subscribe(),
+        vec![listeners],
+        vec![Box::new(NoFlowTable)],
+        Box::new(NoClientTable),
+    )
+    .unwrap();
     // The second one meets the limit, of which the accept loop warns.
     let clients = [TcpStream::connect(front).unwrap(), TcpStream::connect(front).unwrap()];
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();

@@ -25,6 +25,7 @@
 mod capture;
 mod connect;
 mod feature;
+mod frame;
 mod lab;
 mod leaks;
 mod namespace;
@@ -37,6 +38,7 @@ mod wait;
 pub use capture::{Capture, Packet};
 pub use connect::{Dial, connect, read, reset};
 pub use feature::{Feature, missing};
+pub use frame::{Frame, Tag};
 pub use lab::{Family, Host, Lab, LabBuilder};
 pub use leaks::Footprint;
 pub use namespace::Namespace;

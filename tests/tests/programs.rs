@@ -4,29 +4,38 @@
 //! that helper's failure here; that it works is what the other scenarios show.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has to fail")]
 
-mod frames;
-
 use std::net::{IpAddr, SocketAddr};
 
 use aya::programs::{TestRun as _, TestRunOptions};
-use frames::{Frame, Tag};
 use sheer::{
-    config::{Config, Service, Timeouts, WhenDown},
-    dataplane::{Dataplane, object::program},
+    config::{Action, Protocol, Service, WhenDown},
+    dataplane::{Dataplane, PolicyMaps, object::program},
     flow::{ConnectionId, ConnectionTuples, Moved},
+    policy::Policy,
     socket::{ClientAddr, OriginalDst, SourceAddr, UpstreamAddr, bind_listeners},
 };
 use sheer_common::{
     abi::{LAYOUT, Settings},
     verdict::{Counters, HelperFailure, Verdict},
 };
-use sheer_tests::Namespace;
+use sheer_tests::{Frame, Namespace, Tag};
 
 const MARK: u32 = 0x2040;
 const CLIENT: &str = "198.51.100.7:40000";
 const SERVER: &str = "203.0.113.9:80";
 const CLIENT6: &str = "[2001:db8:1::7]:40000";
 const SERVER6: &str = "[2001:db8:2::9]:80";
+
+const SETTINGS: Settings = Settings {
+    layout: LAYOUT,
+    mark: MARK,
+    table: 8300,
+    priority: 60,
+    workers: 1,
+    draining: 0,
+    active: 0,
+    blocking: 0,
+};
 
 /// Answers of a program (include/uapi/linux/pkt_cls.h).
 const UNSPEC: u32 = u32::MAX;
@@ -59,37 +68,28 @@ impl Outcome {
 fn bench<T: Send>(when_down: WhenDown, story: impl FnOnce(&mut Bench) -> T + Send) -> T {
     Namespace::new("programs").run(|| {
         let mut dataplane = Dataplane::load(false).unwrap();
-        dataplane.set_policy(&config(when_down)).unwrap();
         let own: [IpAddr; 2] = ["203.0.113.1".parse().unwrap(), "2001:db8:2::1".parse().unwrap()];
         dataplane.set_local_addresses(&own.into()).unwrap();
-        let settings =
-            Settings { layout: LAYOUT, mark: MARK, table: 8300, priority: 60, workers: 1, draining: 0 };
-        dataplane.set_settings(settings).unwrap();
+        dataplane.set_settings(SETTINGS).unwrap();
+        let policy = Policy::new(&[service(when_down)], &[], 1, &[0]).unwrap();
+        dataplane.bring_into_force(&policy, &PolicyMaps::make(&policy).unwrap(), &[]).unwrap();
         story(&mut Bench { dataplane })
     })
 }
 
-fn config(when_down: WhenDown) -> Config {
-    let service = Service {
+fn service(when_down: WhenDown) -> Service {
+    Service {
         name: "test".into(),
-        ports: "80,8000-8099".parse().unwrap(),
+        protocol: Protocol::Tcp,
+        destinations: None,
+        ports: Some("80,8000-8099".parse().unwrap()),
+        clients: None,
+        interfaces: None,
+        action: Action::Proxy,
         source: Default::default(),
+        upstream: Default::default(),
         when_down,
-    };
-    Config {
-        instance: "programs".parse().unwrap(),
-        interfaces: vec![],
-        services: vec![service],
-        attach: Default::default(),
-        mark: None,
-        table: None,
-        workers: 1,
-        max_connections: 1,
-        timeouts: Timeouts::default(),
-        drain_timeout: Default::default(),
-        access_log: Default::default(),
-        access_format: Default::default(),
-        trace: false,
+        limit: None,
     }
 }
 
@@ -193,6 +193,7 @@ fn packets_of_a_known_connection_are_marked_and_counted() {
                 original: OriginalDst::new(server),
                 source: SourceAddr::new(SocketAddr::new(client.ip(), 40001)),
                 upstream: UpstreamAddr::new(server),
+                service: 0,
             };
             table.insert(&flow, Moved::default()).unwrap();
             assert_eq!(b.ethernet(&data), Outcome::steered(Verdict::SteerFlow));
@@ -242,7 +243,8 @@ fn frames_that_are_not_tcp_segments_are_let_pass_by_their_kind() {
         let three_tags = [Tag::QINQ, Tag::QINQ, Tag::VLAN];
         assert_eq!(b.ethernet(&v4.clone().tagged(&three_tags)), Outcome::passed(Verdict::PassNotIp));
         for syn in [&v4, &v6] {
-            assert_eq!(b.ethernet(&syn.clone().udp()), Outcome::passed(Verdict::PassNotTcp));
+            assert_eq!(b.ethernet(&syn.clone().sctp()), Outcome::passed(Verdict::PassOtherProtocol));
+            assert_eq!(b.ethernet(&syn.clone().udp()), Outcome::passed(Verdict::PassNoService));
             assert_eq!(b.ethernet(&syn.clone().fragment()), Outcome::passed(Verdict::PassFragment));
             let whole = syn.bytes();
             // The kernel runs no test on a packet without a whole IP header; the parser's unit tests cut there too.

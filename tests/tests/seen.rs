@@ -180,8 +180,8 @@ fn wrong_use_ends_with_2_and_says_what_is_wrong() {
         (&["run", "-i", "lo", "--tcp", "80", "--when-down", "maybe"], "open"),
         (&["run", "-i", "lo", "--tcp", "0"], "1"),
         (&["run", "-i", "lo", "--tcp", "80-8"], "80-8"),
-        (&["run", "-i", "lo", "--tcp", "80", "--workers", "0"], "--workers 0: at least one"),
-        (&["run", "-i", "lo", "--tcp", "80", "--max-connections", "0"], "--max-connections 0"),
+        (&["run", "-i", "lo", "--tcp", "80", "--workers", "0"], "write a number from 1 to"),
+        (&["run", "-i", "lo", "--tcp", "80", "--max-connections", "0"], "--max-connections"),
         (&["run", "-i", "lo", "--tcp", "80", "--attach", "tc"], "clsact"),
         (&["run", "-i", "lo", "--tcp", "80", "--instance", "a/b"], "letters"),
     ] {

@@ -10,7 +10,7 @@ mod plain;
 mod walk;
 
 use sheer_common::{
-    abi::{Address, Family},
+    abi::{Address, Family, Protocol},
     flow::FlowKey,
     verdict::Verdict,
 };
@@ -33,16 +33,16 @@ pub enum Layer {
     Ip,
 }
 
-/// A TCP segment that is not a fragment.
+/// A TCP segment, or a UDP datagram, that is not a fragment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// Its tuple.
     pub key: FlowKey,
     /// Offset of the IP header in the frame.
     pub ip_offset: u32,
-    /// Offset of the TCP header in the frame; of the ICMP header, where there is one instead.
+    /// Offset of the TCP header in the frame; of the UDP or ICMP header, where there is one instead.
     pub tcp_offset: u32,
-    /// The flag byte of the TCP header (RFC 9293, 3.1).
+    /// The flag byte of the TCP header (RFC 9293, 3.1); zero for a datagram.
     pub flags: u8,
 }
 
@@ -81,8 +81,8 @@ pub enum NotASegment {
     NotIp,
     /// ICMP or ICMPv6. The segment then holds the offsets of both headers, for [`icmp::embedded`] to go on from.
     Icmp,
-    /// IP, but neither of these nor TCP.
-    NotTcp,
+    /// IP, but neither of these nor TCP nor UDP.
+    OtherProtocol,
     /// A fragment: only the first carries ports.
     Fragment,
     /// Cut short, or headers that contradict each other.
@@ -96,7 +96,7 @@ impl NotASegment {
     pub const fn verdict(self) -> Verdict {
         match self {
             Self::NotIp => Verdict::PassNotIp,
-            Self::Icmp | Self::NotTcp => Verdict::PassNotTcp,
+            Self::Icmp | Self::OtherProtocol => Verdict::PassOtherProtocol,
             Self::Fragment => Verdict::PassFragment,
             Self::Malformed => Verdict::PassMalformed,
         }
@@ -111,6 +111,7 @@ pub(crate) const ETHERNET_LEN: u32 = 14;
 pub(crate) const IPV4_LEN: u32 = 20;
 pub(crate) const IPV6_LEN: u32 = 40;
 pub(crate) const PROTO_TCP: u8 = 6;
+pub(crate) const PROTO_UDP: u8 = 17;
 pub(crate) const PROTO_ICMP: u8 = 1;
 pub(crate) const PROTO_ICMPV6: u8 = 58;
 
@@ -120,7 +121,7 @@ pub(crate) const PROTO_ICMPV6: u8 = 58;
 /// and each move of a segment would take 52 of them.
 ///
 /// # Errors
-/// Says why the frame is not a TCP segment that steering can look at.
+/// Says why the frame is not a segment or datagram that steering can look at.
 #[inline(always)]
 pub fn parse<P: Packet>(packet: &P, layer: Layer, segment: &mut Segment) -> Result<(), NotASegment> {
     match plain::parse(packet, layer, segment) {
@@ -145,10 +146,24 @@ impl Segment {
         if header[12] >> 4 < 5 {
             return None;
         }
-        self.key.src_port = u16::from_be_bytes([header[0], header[1]]);
-        self.key.dst_port = u16::from_be_bytes([header[2], header[3]]);
+        let [a, b, c, d, ..] = *header;
+        self.set_ports([a, b, c, d]);
         self.flags = header[13];
         Some(())
+    }
+
+    /// Takes the ports of a UDP header from its first four bytes.
+    #[inline(always)]
+    fn set_udp(&mut self, ports: [u8; 4]) {
+        self.key.protocol = Protocol::Udp;
+        self.set_ports(ports);
+        self.flags = 0;
+    }
+
+    #[inline(always)]
+    fn set_ports(&mut self, [a, b, c, d]: [u8; 4]) {
+        self.key.src_port = u16::from_be_bytes([a, b]);
+        self.key.dst_port = u16::from_be_bytes([c, d]);
     }
 
     #[inline(always)]

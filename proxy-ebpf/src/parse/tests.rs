@@ -140,7 +140,7 @@ fn ipv6_extension_headers_are_skipped() {
 #[test]
 fn an_endless_chain_of_extension_headers_ends() {
     let body: Vec<u8> = [60, 0, 0, 0, 0, 0, 0, 0].repeat(20);
-    assert_eq!(both(&ipv6(60, &body), Layer::Ip), Err(NotTcp));
+    assert_eq!(both(&ipv6(60, &body), Layer::Ip), Err(OtherProtocol));
 }
 
 #[test]
@@ -158,11 +158,25 @@ fn fragments_are_told_apart_in_both_families() {
 }
 
 #[test]
-fn what_is_not_tcp_or_not_ip_is_named() {
-    let mut udp = ipv4(0, &[0; 20]);
-    udp[9] = 17;
-    assert_eq!(both(&udp, Layer::Ip), Err(NotTcp));
-    assert_eq!(both(&ipv6(17, &[0; 20]), Layer::Ip), Err(NotTcp));
+fn datagrams_have_ports_however_short_they_are() {
+    for payload in [0, 1, 100] {
+        let udp = [&[0x9c, 0x40, 0x00, 0x35, 0, 8, 0, 0][..], &vec![7; payload]].concat();
+        let mut v4 = ipv4(8, &udp);
+        v4[9] = 17;
+        for frame in [v4, ipv6(17, &udp)] {
+            let datagram = both(&frame, Layer::Ip).unwrap();
+            assert_eq!((datagram.key.src_port, datagram.key.dst_port), (40000, 53));
+            assert_eq!((datagram.key.protocol, datagram.flags), (Protocol::Udp, 0));
+        }
+    }
+}
+
+#[test]
+fn other_protocols_and_what_is_not_ip_are_named() {
+    let mut gre = ipv4(0, &[0; 20]);
+    gre[9] = 47;
+    assert_eq!(both(&gre, Layer::Ip), Err(OtherProtocol));
+    assert_eq!(both(&ipv6(47, &[0; 20]), Layer::Ip), Err(OtherProtocol));
     assert_eq!(both(&ethernet(&[], 0x0806, &[0; 28]), Layer::Ethernet), Err(NotIp));
     assert_eq!(both(&[0x50, 0, 0], Layer::Ip), Err(NotIp));
 }

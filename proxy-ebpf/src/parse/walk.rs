@@ -4,7 +4,7 @@ use sheer_common::abi::{Address, Family};
 
 use super::{
     ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, IPV4_LEN, IPV6_LEN, Layer,
-    NotASegment, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, Packet, Segment,
+    NotASegment, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, Packet, Segment,
 };
 
 /// Tags that are followed; a frame with more is not for us.
@@ -71,8 +71,8 @@ fn ipv4<P: Packet>(packet: &P, at: u32, to: &mut Segment) -> Result<(), NotASegm
         return Err(NotASegment::Malformed);
     }
     let protocol = h[9];
-    if protocol != PROTO_TCP && protocol != PROTO_ICMP {
-        return Err(NotASegment::NotTcp);
+    if protocol != PROTO_TCP && protocol != PROTO_UDP && protocol != PROTO_ICMP {
+        return Err(NotASegment::OtherProtocol);
     }
     // More fragments, or an offset: either way not a whole datagram.
     if u16::from_be_bytes([h[6], h[7]]) & 0x3fff != 0 {
@@ -81,7 +81,11 @@ fn ipv4<P: Packet>(packet: &P, at: u32, to: &mut Segment) -> Result<(), NotASegm
     let src = Address::v4([h[12], h[13], h[14], h[15]]);
     let dst = Address::v4([h[16], h[17], h[18], h[19]]);
     to.set_ip(Family::V4, src, dst, at, at + header_len);
-    if protocol == PROTO_TCP { tcp(packet, to) } else { Err(NotASegment::Icmp) }
+    match protocol {
+        PROTO_TCP => tcp(packet, to),
+        PROTO_UDP => udp(packet, to),
+        _ => Err(NotASegment::Icmp),
+    }
 }
 
 #[inline(always)]
@@ -95,8 +99,9 @@ fn ipv6<P: Packet>(packet: &P, at: u32, to: &mut Segment) -> Result<(), NotASegm
     to.set_ip(Family::V6, src, dst, at, transport_at);
     match protocol {
         PROTO_TCP => tcp(packet, to),
+        PROTO_UDP => udp(packet, to),
         PROTO_ICMPV6 => Err(NotASegment::Icmp),
-        _ => Err(NotASegment::NotTcp),
+        _ => Err(NotASegment::OtherProtocol),
     }
 }
 
@@ -134,4 +139,10 @@ fn skip_extensions<P: Packet>(packet: &P, first: u8, at: u32) -> Result<(u8, u32
 fn tcp<P: Packet>(packet: &P, to: &mut Segment) -> Result<(), NotASegment> {
     let header = packet.copy::<14>(to.tcp_offset).ok_or(NotASegment::Malformed)?;
     to.set_tcp(&header).ok_or(NotASegment::Malformed)
+}
+
+#[inline(always)]
+fn udp<P: Packet>(packet: &P, to: &mut Segment) -> Result<(), NotASegment> {
+    to.set_udp(packet.copy::<4>(to.tcp_offset).ok_or(NotASegment::Malformed)?);
+    Ok(())
 }

@@ -3,7 +3,6 @@
 use std::{
     io::{self, Read as _, Write as _},
     os::unix::net::UnixStream,
-    time::Duration,
 };
 
 use super::Request;
@@ -31,8 +30,8 @@ pub enum AskError {
 /// Asks an instance; the answer is a JSON value.
 ///
 /// # Errors
-/// When it is not running, or does not answer within five seconds.
-pub fn ask(name: &InstanceName, request: Request) -> Result<serde_json::Value, AskError> {
+/// When it is not running, or does not answer in time.
+pub fn ask(name: &InstanceName, request: &Request) -> Result<serde_json::Value, AskError> {
     let broken = |source| AskError::Broken { name: name.clone(), source };
     let mut stream = match UnixStream::connect(Places::of(name).socket()) {
         Ok(stream) => stream,
@@ -44,8 +43,8 @@ pub fn ask(name: &InstanceName, request: Request) -> Result<serde_json::Value, A
         }
         Err(e) => return Err(broken(e)),
     };
-    stream.set_read_timeout(Some(Duration::from_secs(5))).map_err(broken)?;
-    let line = serde_json::to_string(&request).map_err(|e| broken(e.into()))?;
+    stream.set_read_timeout(Some(request.patience())).map_err(broken)?;
+    let line = serde_json::to_string(request).map_err(|e| broken(e.into()))?;
     writeln!(stream, "{line}").map_err(broken)?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).map_err(broken)?;

@@ -5,7 +5,7 @@
 mod client;
 mod server;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -13,16 +13,107 @@ pub use self::{
     client::{AskError, ask},
     server::{Handler, bind, serve},
 };
-use crate::stats::StatsSnapshot;
+use crate::{
+    config,
+    dataplane::clients::Blocked,
+    explain::Question,
+    stats::{ServiceSnapshot, StatsSnapshot},
+};
 
 /// What an instance can be asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
     /// What it does: answered by [`Status`].
     Status,
+    /// What its services do: answered by a list of [`ServiceUse`].
+    Services,
     /// To finish its connections and leave: answered by the number of those that stand.
     Drain,
+    /// To read its file again, or another one, and go by it: answered by [`Reloaded`].
+    Reload {
+        /// The other one, as an absolute path.
+        file: Option<PathBuf>,
+    },
+    /// Who is shut out: answered by a list of [`BlockedClient`].
+    Blocked,
+    /// To shut an address out: answered by [`Done`].
+    Block {
+        /// The address.
+        client: IpAddr,
+        /// For how long.
+        time: Duration,
+    },
+    /// To let an address in again: answered by [`Unblocked`].
+    Unblock {
+        /// The address.
+        client: IpAddr,
+    },
+    /// What becomes of a packet: answered by [`crate::explain::Answer`].
+    Explain(Question),
+}
+
+impl Request {
+    /// How long the answer may take.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        match self {
+            // A million prefixes are read and written in a few seconds, on a machine that has nothing else to do.
+            Self::Reload { .. } => Duration::from_secs(120),
+            _ => Duration::from_secs(5),
+        }
+    }
+}
+
+/// The answer to a reload that was done.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// How many policies the process has had.
+    pub generation: u32,
+    /// How much is now in force, in words.
+    pub in_force: String,
+}
+
+/// The answer where there is nothing to tell.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Done {
+    /// Always.
+    pub done: bool,
+}
+
+/// The answer to an unblocking.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Unblocked {
+    /// Blocks that stood.
+    pub ended: usize,
+}
+
+/// What a service of an instance does.
+#[derive(Clone, Debug, Serialize)]
+pub struct ServiceUse {
+    /// Its name.
+    pub name: String,
+    /// `tcp` or `udp`.
+    pub protocol: config::Protocol,
+    /// `proxy`, `pass` or `drop`.
+    pub action: config::Action,
+    /// New connections, or datagrams, that it matched.
+    pub hits: u64,
+    /// How many of them a limit or a block refused.
+    pub refused: u64,
+    /// What the proxy did for it; absent where it does not stand behind it.
+    #[serde(flatten)]
+    pub proxied: Option<ServiceSnapshot>,
+}
+
+/// A client that is shut out.
+#[derive(Clone, Debug, Serialize)]
+pub struct BlockedClient {
+    /// The service that it is shut out of; absent: of all.
+    pub service: Option<Arc<str>>,
+    /// The rest.
+    #[serde(flatten)]
+    pub block: Blocked,
 }
 
 /// What a running instance does.
@@ -77,10 +168,14 @@ pub struct RouteStatus {
 pub struct ServiceStatus {
     /// Its name.
     pub name: String,
-    /// TCP ports.
-    pub tcp: String,
+    /// What it looks at.
+    pub protocol: config::Protocol,
+    /// Destination ports, or `any`.
+    pub ports: String,
+    /// What is done with its connections.
+    pub action: config::Action,
     /// The address that servers see.
     pub source: String,
     /// What happens while the proxy is down.
-    pub when_down: crate::config::WhenDown,
+    pub when_down: config::WhenDown,
 }

@@ -2,6 +2,7 @@
 
 use std::{fs, io, os::unix::fs::PermissionsExt as _, path::Path, rc::Rc, time::Duration};
 
+use futures_util::future::LocalBoxFuture;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{UnixListener, UnixStream},
@@ -12,10 +13,10 @@ use tokio::{
 use super::Request;
 
 /// Answers a request with a line of JSON.
-pub type Handler = Rc<dyn Fn(Request) -> String>;
+pub type Handler = Rc<dyn Fn(Request) -> LocalBoxFuture<'static, String>>;
 
-/// A request is a word in quotes; whoever sends more, or takes longer, is not one of ours.
-const MAX_REQUEST: u64 = 256;
+/// A request is a line with perhaps a path in it; whoever sends more, or takes longer, is not one of ours.
+const MAX_REQUEST: u64 = 16 * 1024;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Makes the control socket, readable by its owner alone.
@@ -38,7 +39,7 @@ pub fn serve(listener: UnixListener, handler: Handler) {
                 Ok((stream, _)) => {
                     let handler = Rc::clone(&handler);
                     spawn_local(async move {
-                        if let Ok(Err(e)) = timeout(PATIENCE, answer(stream, handler)).await {
+                        if let Err(e) = answer(stream, handler).await {
                             log::debug!("control socket: {e}");
                         }
                     });
@@ -55,11 +56,10 @@ pub fn serve(listener: UnixListener, handler: Handler) {
 async fn answer(stream: UnixStream, handler: Handler) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
-    BufReader::new(read.take(MAX_REQUEST)).read_line(&mut line).await?;
+    timeout(PATIENCE, BufReader::new(read.take(MAX_REQUEST)).read_line(&mut line)).await??;
     let answer = match serde_json::from_str::<Request>(line.trim()) {
-        Ok(request) => handler(request),
+        Ok(request) => handler(request).await,
         Err(_) => serde_json::json!({ "error": "no such request" }).to_string(),
     };
-    write.write_all(answer.as_bytes()).await?;
-    write.write_all(b"\n").await
+    timeout(PATIENCE, write.write_all(format!("{answer}\n").as_bytes())).await?
 }

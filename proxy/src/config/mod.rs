@@ -1,20 +1,30 @@
 //! What an instance shall do, checked: the only form of configuration that the core knows.
 
+pub mod check;
+mod collect;
+mod error;
 mod ports;
+pub mod prefixes;
 mod proxy;
+mod raw;
+mod read;
+mod service;
+pub(crate) mod suggest;
+pub mod values;
 
-use std::{str::FromStr, time::Duration};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use serde::Serialize;
 
 pub use self::{
+    error::{Mistake, Mistakes, Place},
     ports::{PortError, Ports},
     proxy::{ProxyConfig, Timeouts},
+    service::{Action, Limit, PerClient, Prefixes, Protocol, Service, WhenDown},
 };
 use crate::{
     instance::InstanceName,
     record::{AccessLog, RecordFormat},
-    socket::SourceMode,
 };
 
 /// Everything that `sheer run` needs to know.
@@ -22,10 +32,14 @@ use crate::{
 pub struct Config {
     /// Name of the instance.
     pub instance: InstanceName,
+    /// The file that it was read from, to be read again on reload; none where flags made it.
+    pub file: Option<PathBuf>,
     /// Interfaces whose incoming packets are looked at: the clients' side and the servers'.
     pub interfaces: Vec<String>,
     /// Services in order; the first that matches wins.
     pub services: Vec<Service>,
+    /// What a reload does with connections whose service is gone.
+    pub existing: Existing,
     /// How the tc program is attached.
     pub attach: AttachMode,
     /// Mark and table of the policy route, where the user chose them.
@@ -49,11 +63,15 @@ pub struct Config {
 }
 
 impl Config {
+    /// All lists of prefixes.
+    pub fn prefixes(&self) -> impl Iterator<Item = &Prefixes> {
+        self.services.iter().flat_map(|service| [&service.destinations, &service.clients]).flatten()
+    }
+
     /// What the workers need of it.
     #[must_use]
     pub fn proxy(&self, mark: u32) -> ProxyConfig {
         ProxyConfig {
-            source: self.services.first().map(|s| s.source).unwrap_or_default(),
             mark,
             timeouts: self.timeouts,
             max_connections: self.max_connections,
@@ -64,37 +82,15 @@ impl Config {
     }
 }
 
-/// One service.
-#[derive(Clone, Debug)]
-pub struct Service {
-    /// Its name in records, maps and messages.
-    pub name: String,
-    /// Destination ports.
-    pub ports: Ports,
-    /// From where the proxy connects to the server.
-    pub source: SourceMode,
-    /// What happens to its new connections while the proxy is down.
-    pub when_down: WhenDown,
-}
-
-/// What happens to new connections while no proxy is behind the rules.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
+/// What a reload does with connections whose service is gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum WhenDown {
-    /// They go to the real server, unproxied.
+pub enum Existing {
+    /// They go on to their end.
     #[default]
-    Open,
-    /// They are dropped.
-    Closed,
-}
-
-impl From<WhenDown> for sheer_common::policy::WhenDown {
-    fn from(when_down: WhenDown) -> Self {
-        match when_down {
-            WhenDown::Open => Self::Open,
-            WhenDown::Closed => Self::Closed,
-        }
-    }
+    Keep,
+    /// They are reset.
+    Reset,
 }
 
 /// How the tc program is attached.

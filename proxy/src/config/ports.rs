@@ -2,6 +2,8 @@
 
 use std::{fmt, ops::RangeInclusive, str::FromStr};
 
+use super::error::quoted;
+
 /// A set of ports, as ranges in ascending order that neither overlap nor touch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ports(Vec<RangeInclusive<u16>>);
@@ -13,7 +15,7 @@ pub enum PortError {
     #[error("an empty place in the list of ports; write for example 80,443,8000-8099")]
     Empty,
     /// Not a number from 1 to 65535.
-    #[error("`{0}` is no port: a number from 1 to 65535, or a range such as 8000-8099")]
+    #[error("{} is no port: a number from 1 to 65535, or a range such as 8000-8099", quoted(.0))]
     NotAPort(String),
     /// A range that runs backwards.
     #[error("the range {from}-{to} runs backwards; did you mean {to}-{from}?")]
@@ -31,7 +33,18 @@ impl Ports {
         self.0.iter().cloned().flatten()
     }
 
-    fn from_ranges(mut ranges: Vec<RangeInclusive<u16>>) -> Self {
+    /// The ranges, in ascending order; they neither overlap nor touch.
+    pub fn ranges(&self) -> impl Iterator<Item = &RangeInclusive<u16>> {
+        self.0.iter()
+    }
+
+    /// Whether a port is among them.
+    #[must_use]
+    pub fn contains(&self, port: u16) -> bool {
+        self.0.iter().any(|range| range.contains(&port))
+    }
+
+    pub(super) fn from_ranges(mut ranges: Vec<RangeInclusive<u16>>) -> Self {
         ranges.sort_by_key(|r| *r.start());
         let mut merged: Vec<RangeInclusive<u16>> = Vec::with_capacity(ranges.len());
         for range in ranges {
@@ -55,7 +68,8 @@ impl FromStr for Ports {
     }
 }
 
-fn parse_range(item: &str) -> Result<RangeInclusive<u16>, PortError> {
+/// A port or a range of them.
+pub(super) fn parse_range(item: &str) -> Result<RangeInclusive<u16>, PortError> {
     if item.is_empty() {
         return Err(PortError::Empty);
     }

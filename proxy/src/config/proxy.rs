@@ -5,8 +5,6 @@ use std::time::Duration;
 use crate::{
     record::{AccessLog, RecordFormat},
     relay::pipe::MAX_PIPES,
-    socket::SourceMode,
-    upstream::{Destination, Route},
 };
 
 /// How long the proxy waits for others. Each may be late by [`crate::clock::TICK`].
@@ -35,8 +33,6 @@ impl Default for Timeouts {
 /// What the proxy shall do with the connections that reach it.
 #[derive(Clone, Debug)]
 pub struct ProxyConfig {
-    pub source: SourceMode,
-    pub destination: Destination,
     /// SO_MARK of upstream sockets, by which the kernel program knows them; 0: none (needs no privilege).
     pub mark: u32,
     pub timeouts: Timeouts,
@@ -53,21 +49,13 @@ pub struct ProxyConfig {
 impl Default for ProxyConfig {
     fn default() -> Self {
         Self {
-            source: SourceMode::default(),
-            destination: Destination::default(),
             mark: 0,
             timeouts: Timeouts::default(),
-            max_connections: 100_000,
+            max_connections: super::values::MAX_CONNECTIONS,
             max_pipes: MAX_PIPES,
             access_log: AccessLog::default(),
             access_format: RecordFormat::default(),
             pin_workers: false,
         }
-    }
-}
-
-impl ProxyConfig {
-    pub(crate) fn route(&self) -> Route {
-        Route { destination: self.destination, source: self.source, mark: self.mark }
     }
 }

@@ -25,6 +25,12 @@ pub enum DataplaneError {
         /// What aya says, with the end of the verifier's log.
         source: Box<aya::programs::ProgramError>,
     },
+    /// The programs could not be asked about a packet.
+    #[error("asking the kernel programs: {source}; the interface may have gone meanwhile, ask again")]
+    Ask {
+        /// What aya says.
+        source: Box<aya::programs::ProgramError>,
+    },
     /// The object lacks something that this binary expects, or has it of another kind.
     #[error(
         "the kernel object has no {what} `{name}`: the binary and its object do not belong together; rebuild"

@@ -2,35 +2,46 @@
 
 use std::io;
 
-use aya::maps::{HashMap, MapData, MapError};
+use aya::maps::{HashMap, Map, MapData, MapError};
 use rustix::time::{ClockId, clock_gettime};
-use sheer_common::flow::{Flow, FlowKey, FlowState, Side};
+use sheer_common::flow::{Flow, FlowKey, FlowState, Opening, Side};
 
 use super::{
     DataplaneError,
-    object::{address, map, refused_entry},
+    object::{map, refused_entry},
 };
-use crate::flow::{ConnectionId, ConnectionTuples, FlowTable, Moved};
+use crate::{
+    flow::{ConnectionTuples, FlowTable, Moved},
+    policy::address,
+    socket::{ClientAddr, OriginalDst},
+};
 
-/// One worker's hand on the `flows` map.
+/// One worker's hand on the `flows` and `openings` maps.
 pub struct KernelFlows {
     map: HashMap<MapData, FlowKey, Flow>,
+    openings: HashMap<MapData, FlowKey, Opening>,
 }
 
 impl KernelFlows {
     /// # Errors
-    /// When `data` is not the `flows` map.
-    pub fn new(data: MapData) -> Result<Self, DataplaneError> {
-        let map = HashMap::try_from(aya::maps::Map::HashMap(data)).map_err(refused_entry(map::FLOWS))?;
-        Ok(Self { map })
+    /// When these are not the maps of these names.
+    pub fn new(flows: MapData, openings: MapData) -> Result<Self, DataplaneError> {
+        Ok(Self {
+            map: HashMap::try_from(Map::HashMap(flows)).map_err(refused_entry(map::FLOWS))?,
+            openings: HashMap::try_from(Map::LruHashMap(openings)).map_err(refused_entry(map::OPENINGS))?,
+        })
     }
 }
 
 impl FlowTable for KernelFlows {
     fn insert(&mut self, flow: &ConnectionTuples, moved: Moved) -> io::Result<()> {
         let [client, server] = keys(flow);
-        self.map.insert(client, entry(flow.id, Side::FromClient, moved.up), 0).map_err(errno)?;
-        self.map.insert(server, entry(flow.id, Side::FromServer, moved.down), 0).map_err(errno)
+        self.map.insert(client, entry(flow, Side::FromClient, moved.up), 0).map_err(errno)?;
+        self.map.insert(server, entry(flow, Side::FromServer, moved.down), 0).map_err(errno)
+    }
+
+    fn opening(&mut self, client: ClientAddr, original: OriginalDst) -> Option<Opening> {
+        self.openings.get(&key(client.socket_addr(), original.socket_addr()), 0).ok()
     }
 
     // That an entry is gone already is no failure: it was never made where the map was full.
@@ -68,16 +79,18 @@ fn key(from: std::net::SocketAddr, to: std::net::SocketAddr) -> FlowKey {
 }
 
 /// A fresh entry.
-fn entry(id: ConnectionId, side: Side, bytes: u64) -> Flow {
+fn entry(flow: &ConnectionTuples, side: Side, bytes: u64) -> Flow {
     let now = monotonic_ns();
     Flow {
         packets: 0,
         bytes,
         last_seen_ns: now,
         opened_ns: now,
-        connection: id.0,
+        connection: flow.id.0,
         side,
         state: FlowState::Relayed,
+        service: flow.service,
+        _pad: 0,
     }
 }
 

@@ -4,6 +4,9 @@
 //! - [`attach`]: the programs at their hooks: TCX links or clsact filters, the socket lookup
 //! - [`clsact`]: the older of the two hooks at tc
 //! - [`pins`]: what stands in bpffs, staged aside and published in one rename
+//! - [`tables`]: the maps of a policy, and its coming into force
+//! - [`clients`]: clients that are limited or blocked
+//! - [`explain`]: asking the programs what they would do
 //! - [`flows`]: the connections' entries in the `flows` map
 //! - [`view`]: reading the pinned maps from another process
 //!
@@ -17,11 +20,14 @@
 //! settings are written and the route rules are in place. Leaving goes the other way round.
 
 pub mod attach;
+pub mod clients;
 pub mod clsact;
 mod error;
+pub mod explain;
 pub mod flows;
 pub mod object;
 pub mod pins;
+pub mod tables;
 pub mod view;
 
 pub use self::{
@@ -29,4 +35,5 @@ pub use self::{
     error::DataplaneError,
     object::Dataplane,
     pins::Pins,
+    tables::PolicyMaps,
 };

@@ -4,19 +4,18 @@ use std::{collections::HashSet, net::IpAddr, os::fd::AsFd as _, thread};
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, MapData, PerCpuArray, SockMap},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray, SockMap},
     programs::{SchedClassifier, SkLookup},
 };
 use aya_log::EbpfLogger;
 use rustix::event::{PollFd, PollFlags, poll};
 use sheer_common::{
-    abi::{Address, Family, LocalAddress, MAX_WORKERS, Settings, listener_slot},
-    policy::{Action, NAME_LEN, PortRule, Service},
+    abi::{Family, LocalAddress, MAX_WORKERS, Settings, listener_slot},
     verdict::Counters,
 };
 
-use super::{DataplaneError, flows::KernelFlows};
-use crate::{config::Config, flow::FlowTable, route::AddressSet, socket::Listeners};
+use super::{DataplaneError, clients::ConcurrentClients, flows::KernelFlows};
+use crate::{clients::ClientTable, flow::FlowTable, policy::address, route::AddressSet, socket::Listeners};
 
 /// The kernel object of this build; empty where the build had no eBPF toolchain.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sheer.bpf.o"));
@@ -29,6 +28,10 @@ pub mod program {
     pub const IP: &str = "sheer_ip";
     /// The socket lookup.
     pub const LOOKUP: &str = "sheer_lookup";
+    /// Asked, never attached.
+    pub const EXPLAIN: &str = "sheer_explain";
+    /// Loaded by the benchmark only.
+    pub const EMPTY: &str = "sheer_empty";
 }
 
 /// Names of the maps, in the object and in bpffs.
@@ -39,16 +42,75 @@ pub mod map {
     pub const LISTENERS: &str = "listeners";
     /// Proxied connections.
     pub const FLOWS: &str = "flows";
-    /// Services.
+    /// The two policies: the one in force and the one before or to come.
+    pub const POLICIES: &str = "policies";
+    /// Services of the policy in force.
     pub const SERVICES: &str = "services";
-    /// Destination port to service.
-    pub const PORTS: &str = "ports";
+    /// Its classes.
+    pub const CLASSES: &str = "classes";
+    /// Its tries and port tables.
+    pub const NODES: &str = "nodes";
+    /// The services of both policies.
+    pub const POLICY_SERVICES: &str = "policy_services";
+    /// Their classes.
+    pub const POLICY_CLASSES: &str = "policy_classes";
+    /// Their nodes.
+    pub const POLICY_NODES: &str = "policy_nodes";
+    /// Classes of interfaces.
+    pub const INTERFACES: &str = "interfaces";
+    /// Hits of each service.
+    pub const SERVICE_COUNTERS: &str = "service_counters";
+    /// What tc knows of new connections.
+    pub const OPENINGS: &str = "openings";
+    /// Clients under a rate limit.
+    pub const LIMITS: &str = "limits";
+    /// Connections that clients have.
+    pub const CONCURRENT: &str = "concurrent";
+    /// Clients that are shut out.
+    pub const BLOCKED: &str = "blocked";
+    /// The programs' answer.
+    pub const EXPLANATION: &str = "explanation";
+    /// Whose socket lookup it is.
+    pub const ASKING: &str = "asking";
     /// This host's own addresses.
     pub const LOCAL_ADDRESSES: &str = "local_addresses";
     /// A counter for each verdict and each failed helper.
     pub const COUNTERS: &str = "counters";
-    /// All that are pinned.
-    pub const PINNED: &[&str] = &[SETTINGS, LISTENERS, FLOWS, SERVICES, PORTS, LOCAL_ADDRESSES, COUNTERS];
+    /// All that are pinned under their own names; the tables of the policy in force are so beside them.
+    pub const PINNED: &[&str] = &[
+        SETTINGS,
+        LISTENERS,
+        FLOWS,
+        POLICIES,
+        POLICY_SERVICES,
+        POLICY_CLASSES,
+        POLICY_NODES,
+        INTERFACES,
+        SERVICE_COUNTERS,
+        OPENINGS,
+        LIMITS,
+        CONCURRENT,
+        BLOCKED,
+        LOCAL_ADDRESSES,
+        COUNTERS,
+    ];
+    /// Those of a size of their own: all that a policy's maps are not.
+    pub const ALL: &[&str] = &[
+        SETTINGS,
+        LISTENERS,
+        FLOWS,
+        POLICIES,
+        INTERFACES,
+        SERVICE_COUNTERS,
+        OPENINGS,
+        LIMITS,
+        CONCURRENT,
+        BLOCKED,
+        LOCAL_ADDRESSES,
+        COUNTERS,
+        EXPLANATION,
+        ASKING,
+    ];
 }
 
 /// Programs and maps, loaded and not yet attached.
@@ -76,6 +138,7 @@ impl Dataplane {
         let mut dataplane = Self { ebpf };
         dataplane.classifier(program::ETHER)?.load().map_err(refused(program::ETHER))?;
         dataplane.classifier(program::IP)?.load().map_err(refused(program::IP))?;
+        dataplane.classifier(program::EXPLAIN)?.load().map_err(refused(program::EXPLAIN))?;
         dataplane.lookup()?.load().map_err(refused(program::LOOKUP))?;
         Ok(dataplane)
     }
@@ -120,35 +183,16 @@ impl Dataplane {
         &mut self.ebpf
     }
 
-    fn array<V: aya::Pod>(&mut self, name: &'static str) -> Result<Array<&mut MapData, V>, DataplaneError> {
-        let map = self.ebpf.map_mut(name).ok_or(DataplaneError::Missing { what: "map", name })?;
-        Array::try_from(map).map_err(refused_entry(name))
+    /// A map by name.
+    pub(super) fn map_mut(&mut self, name: &'static str) -> Result<&mut Map, DataplaneError> {
+        self.ebpf.map_mut(name).ok_or(DataplaneError::Missing { what: "map", name })
     }
 
-    /// Writes the services and the ports that lead to them.
-    ///
-    /// # Errors
-    /// When a map refuses an entry.
-    pub fn set_policy(&mut self, config: &Config) -> Result<(), DataplaneError> {
-        let mut services = self.array::<Service>(map::SERVICES)?;
-        for (slot, service) in (0..).zip(&config.services) {
-            let entry = Service {
-                action: Action::Proxy,
-                when_down: service.when_down.into(),
-                _pad: 0,
-                name: name_bytes(&service.name),
-            };
-            services.set(slot, entry, 0).map_err(refused_entry(map::SERVICES))?;
-        }
-        let mut ports = self.array::<PortRule>(map::PORTS)?;
-        // Backwards, so that the first service in the order of the config has the last word on a port.
-        for (slot, service) in (1..).zip(&config.services).collect::<Vec<_>>().into_iter().rev() {
-            for port in service.ports.iter() {
-                let rule = PortRule { service: slot };
-                ports.set(u32::from(port), rule, 0).map_err(refused_entry(map::PORTS))?;
-            }
-        }
-        Ok(())
+    pub(super) fn array<V: aya::Pod>(
+        &mut self,
+        name: &'static str,
+    ) -> Result<Array<&mut MapData, V>, DataplaneError> {
+        Array::try_from(self.map_mut(name)?).map_err(refused_entry(name))
     }
 
     /// Puts the workers' listeners where the programs find them.
@@ -160,8 +204,7 @@ impl Dataplane {
             return Err(DataplaneError::TooManyWorkers { workers: listeners.len(), max: MAX_WORKERS });
         }
         let name = map::LISTENERS;
-        let found = self.ebpf.map_mut(name).ok_or(DataplaneError::Missing { what: "map", name })?;
-        let mut slots = SockMap::try_from(found).map_err(refused_entry(name))?;
+        let mut slots = SockMap::try_from(self.map_mut(name)?).map_err(refused_entry(name))?;
         for (worker, l) in (0..).zip(listeners) {
             slots.set(listener_slot(worker, Family::V4), &l.v4, 0).map_err(refused_entry(name))?;
             if let Some(v6) = &l.v6 {
@@ -193,8 +236,8 @@ impl Dataplane {
     /// When the map is full; the addresses that are not in it count as foreign.
     pub fn set_local_addresses(&mut self, addresses: &AddressSet) -> Result<(), DataplaneError> {
         let name = map::LOCAL_ADDRESSES;
-        let found = self.ebpf.map_mut(name).ok_or(DataplaneError::Missing { what: "map", name })?;
-        let mut own = HashMap::<_, LocalAddress, u32>::try_from(found).map_err(refused_entry(name))?;
+        let mut own =
+            HashMap::<_, LocalAddress, u32>::try_from(self.map_mut(name)?).map_err(refused_entry(name))?;
         let wanted: HashSet<LocalAddress> = addresses.iter().map(|a| local_address(*a)).collect();
         // New ones first: an address must not be foreign for a moment only because another one went.
         let refused: Vec<_> = wanted.iter().filter(|key| own.insert(*key, 1, 0).is_err()).collect();
@@ -206,23 +249,36 @@ impl Dataplane {
         refused.into_iter().try_for_each(|key| own.insert(key, 1, 0)).map_err(refused_entry(name))
     }
 
-    /// A handle on the `flows` map for each worker.
+    /// A handle on the maps of connections for each worker.
     ///
     /// # Errors
-    /// When the map's descriptor cannot be duplicated.
+    /// When a map's descriptor cannot be duplicated.
     pub fn flow_tables(&mut self, workers: usize) -> Result<Vec<Box<dyn FlowTable + Send>>, DataplaneError> {
-        let name = map::FLOWS;
-        let found = self.ebpf.map(name).ok_or(DataplaneError::Missing { what: "map", name })?;
-        let aya::maps::Map::HashMap(data) = found else {
-            return Err(DataplaneError::Missing { what: "hash map", name });
-        };
         (0..workers)
             .map(|_| {
-                let fd = data.fd().as_fd().try_clone_to_owned().map_err(|e| refused_entry(name)(e.into()))?;
-                let data = MapData::from_fd(fd).map_err(refused_entry(name))?;
-                Ok(Box::new(KernelFlows::new(data)?) as Box<dyn FlowTable + Send>)
+                let tables = KernelFlows::new(self.duplicate(map::FLOWS)?, self.duplicate(map::OPENINGS)?)?;
+                Ok(Box::new(tables) as Box<dyn FlowTable + Send>)
             })
             .collect()
+    }
+
+    /// A handle on the counts of clients' connections.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn client_table(&self) -> Result<Box<dyn ClientTable>, DataplaneError> {
+        Ok(Box::new(ConcurrentClients::new(self.duplicate(map::CONCURRENT)?)?))
+    }
+
+    /// Another descriptor of a map.
+    pub(super) fn duplicate(&self, name: &'static str) -> Result<MapData, DataplaneError> {
+        let (Map::HashMap(data) | Map::LruHashMap(data)) =
+            self.ebpf.map(name).ok_or(DataplaneError::Missing { what: "map", name })?
+        else {
+            return Err(DataplaneError::Missing { what: "hash map", name });
+        };
+        let fd = data.fd().as_fd().try_clone_to_owned().map_err(|e| refused_entry(name)(e.into()))?;
+        MapData::from_fd(fd).map_err(refused_entry(name))
     }
 
     /// The counters, summed over the CPUs.
@@ -249,23 +305,7 @@ fn refused(program: &'static str) -> impl FnOnce(aya::programs::ProgramError) ->
     move |source| DataplaneError::Program { program, source: Box::new(source) }
 }
 
-/// An address as the maps hold it; an IPv4-mapped one counts as IPv4.
-pub(super) fn address(ip: IpAddr) -> (Family, Address) {
-    match ip.to_canonical() {
-        IpAddr::V4(a) => (Family::V4, Address::v4(a.octets())),
-        IpAddr::V6(a) => (Family::V6, Address::v6(a.octets())),
-    }
-}
-
 fn local_address(ip: IpAddr) -> LocalAddress {
     let (family, address) = address(ip);
     LocalAddress::new(family, address)
-}
-
-fn name_bytes(name: &str) -> [u8; NAME_LEN] {
-    let mut bytes = [0; NAME_LEN];
-    for (to, from) in bytes.iter_mut().zip(name.bytes()) {
-        *to = from;
-    }
-    bytes
 }

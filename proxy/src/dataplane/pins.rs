@@ -6,9 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use aya::maps::Map;
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with, statfs};
 
-use super::{DataplaneError, object::map, object::program};
+use super::{DataplaneError, PolicyMaps, object::map, object::program};
 use crate::instance::InstanceName;
 
 const BPFFS: &str = "/sys/fs/bpf";
@@ -62,6 +63,19 @@ impl Pins {
         Ok(stage)
     }
 
+    /// Has the published names of the tables mean those of a policy that has come into force.
+    ///
+    /// # Errors
+    /// When bpffs refuses.
+    pub fn show_tables(&self, tables: &PolicyMaps) -> Result<(), DataplaneError> {
+        for (name, map) in tables.named() {
+            let aside = self.map(&format!("{name}+new"));
+            pin_map(map, &aside)?;
+            fs::rename(&aside, self.map(name)).map_err(failed("renaming", &aside))?;
+        }
+        Ok(())
+    }
+
     /// Removes everything; the kernel detaches the links with their last pin, if nobody holds them open.
     ///
     /// # Errors
@@ -108,13 +122,23 @@ impl Stage {
         let ebpf = dataplane.ebpf_mut();
         for &name in map::PINNED {
             let map = ebpf.map(name).ok_or(DataplaneError::Missing { what: "map", name })?;
-            let path = self.pins.stage.join("maps").join(name);
-            map.pin(&path).map_err(|e| failed("pinning", &path)(io::Error::other(e)))?;
+            pin_map(map, &self.pins.stage.join("maps").join(name))?;
         }
-        for name in [program::ETHER, program::IP, program::LOOKUP] {
+        for name in [program::ETHER, program::IP, program::EXPLAIN, program::LOOKUP] {
             let program = ebpf.program_mut(name).ok_or(DataplaneError::Missing { what: "program", name })?;
             let path = self.pins.stage.join("progs").join(name);
             program.pin(&path).map_err(|e| failed("pinning", &path)(io::Error::other(e)))?;
+        }
+        Ok(())
+    }
+
+    /// Pins the tables of the policy in force.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn pin_tables(&self, tables: &PolicyMaps) -> Result<(), DataplaneError> {
+        for (name, map) in tables.named() {
+            pin_map(map, &self.pins.stage.join("maps").join(name))?;
         }
         Ok(())
     }
@@ -183,6 +207,10 @@ impl Drop for Published {
     }
 }
 
+fn pin_map(map: &Map, path: &Path) -> Result<(), DataplaneError> {
+    map.pin(path).map_err(|e| failed("pinning", path)(io::Error::other(e)))
+}
+
 fn ingress_name(interface: &str) -> String {
     // An interface may be called eth0.5; bpffs refuses names with dots.
     format!("ingress-{}", interface.replace('.', "+"))
@@ -215,7 +243,7 @@ fn remove_tree(root: &Path) -> Result<(), DataplaneError> {
     }
 }
 
-fn mount_bpffs() -> Result<(), DataplaneError> {
+pub(crate) fn mount_bpffs() -> Result<(), DataplaneError> {
     let path = Path::new(BPFFS);
     let mounted = || statfs(path).is_ok_and(|s| s.f_type as u64 == BPFFS_MAGIC);
     if mounted() {

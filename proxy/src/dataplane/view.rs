@@ -120,9 +120,13 @@ fn seconds(now: u64, then: u64) -> f64 {
 }
 
 fn socket(family: Family, address: Address, port: u16) -> SocketAddr {
-    let ip = match family {
+    SocketAddr::new(ip(family, address), port)
+}
+
+/// An address out of a map.
+pub(super) fn ip(family: Family, address: Address) -> IpAddr {
+    match family {
         Family::V4 => IpAddr::V4(Ipv4Addr::from(address.v4_bytes())),
         Family::V6 => IpAddr::V6(Ipv6Addr::from(address.bytes)),
-    };
-    SocketAddr::new(ip, port)
+    }
 }

@@ -4,6 +4,7 @@ mod sink;
 mod time;
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::{Serialize, Serializer};
@@ -21,6 +22,8 @@ pub struct AccessRecord {
     #[serde(rename = "time", serialize_with = "as_rfc3339")]
     pub accepted: SystemTime,
     pub id: u64,
+    /// None where none took it.
+    pub service: Option<Arc<str>>,
     pub client: ClientAddr,
     pub original: OriginalDst,
     /// None when no socket could be had.
@@ -62,10 +65,11 @@ impl fmt::Display for AccessRecord {
         let micros = self.duration.as_micros();
         write!(
             f,
-            "{} id={} client={} original={} source={}{} upstream={} bytes_up={} bytes_down={} duration_ms={}.{:03} path={} \
+            "{} id={} service={} client={} original={} source={}{} upstream={} bytes_up={} bytes_down={} duration_ms={}.{:03} path={} \
              reason={} by={}",
             Rfc3339(self.accepted),
             self.id,
+            OrDash(self.service.as_deref()),
             self.client,
             self.original,
             OrDash(self.source),
@@ -90,6 +94,7 @@ mod tests {
         AccessRecord {
             accepted: SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123),
             id: 7,
+            service: Some("web".into()),
             client: ClientAddr::new("[::ffff:192.0.2.1]:40000".parse().unwrap()),
             original: OriginalDst::new("198.51.100.2:80".parse().unwrap()),
             source: Some(SourceAddr::new("192.0.2.1:50000".parse().unwrap())),
@@ -108,7 +113,7 @@ mod tests {
     fn text_is_one_line_of_stable_fields() {
         assert_eq!(
             record().to_string(),
-            "2023-11-14T22:13:20.123Z id=7 client=192.0.2.1:40000 original=198.51.100.2:80 source=192.0.2.1:50000 \
+            "2023-11-14T22:13:20.123Z id=7 service=web client=192.0.2.1:40000 original=198.51.100.2:80 source=192.0.2.1:50000 \
              upstream=198.51.100.2:80 bytes_up=78 bytes_down=1024 duration_ms=12.034 path=copied reason=server_closed \
              by=server"
         );
@@ -121,7 +126,7 @@ mod tests {
         let json = serde_json::to_string(&AccessRecord { source_port_changed: true, ..record() }).unwrap();
         assert_eq!(
             json,
-            "{\"time\":\"2023-11-14T22:13:20.123Z\",\"id\":7,\"client\":\"192.0.2.1:40000\",\
+            "{\"time\":\"2023-11-14T22:13:20.123Z\",\"id\":7,\"service\":\"web\",\"client\":\"192.0.2.1:40000\",\
              \"original\":\"198.51.100.2:80\",\"source\":\"192.0.2.1:50000\",\"source_port_changed\":true,\
              \"upstream\":\"198.51.100.2:80\",\"bytes_up\":78,\"bytes_down\":1024,\"duration_ms\":12.034,\
              \"path\":\"copied\",\"reason\":\"server_closed\",\"by\":\"server\"}"

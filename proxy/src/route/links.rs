@@ -6,6 +6,7 @@ use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, L
 
 use super::RouteError;
 use super::netlink::{Netlink, collect};
+use crate::config::suggest;
 
 /// What stands in front of the network header of a packet at tc ingress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -101,31 +102,12 @@ pub fn find_link<'a>(links: &'a [Link], name: &str) -> Result<&'a Link, RouteErr
 }
 
 fn suggestion(links: &[Link], name: &str) -> String {
-    let mut ranked: Vec<(usize, &str)> =
-        links.iter().map(|link| (distance(name, &link.name), link.name.as_str())).collect();
-    ranked.sort_unstable();
-    let close: Vec<&str> =
-        ranked.iter().take_while(|(d, _)| *d <= 2).take(3).map(|(_, name)| *name).collect();
+    let close = suggest::nearest(name, links.iter().map(|link| link.name.as_str()));
     if !close.is_empty() {
         return format!(": did you mean {}?", close.join(" or "));
     }
     let all: Vec<&str> = links.iter().map(|link| link.name.as_str()).take(20).collect();
     format!(": there are {}. Look with: ip link", all.join(", "))
-}
-
-/// Levenshtein's distance.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.chars().enumerate() {
-            let replaced = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row.last().copied().unwrap_or(0)
 }
 
 /// The names under which packets seen on `names` can arrive at the route lookup.

@@ -18,9 +18,11 @@
 //! Everything made here carries our own protocol number ([`PROTOCOL`]), by which it is found again after a crash.
 //!
 //! In the order in which a start needs them: [`links`] (what is there), [`claims`] and [`choose_numbers`] (which
-//! numbers are free), [`RouteGuard`] (make, keep and remove), [`watch_addresses`] (this host's own addresses).
+//! numbers are free), [`RouteGuard`] (make, keep and remove), [`watch_addresses`] (this host's own addresses), [`onward`] (where a
+//! packet would go).
 
 mod addresses;
+mod ask;
 mod error;
 mod guard;
 mod links;
@@ -31,6 +33,7 @@ mod rules;
 mod table;
 
 pub use addresses::{AddressSet, local_addresses, watch_addresses};
+pub use ask::{Arriving, Onward, Standing, onward, seen_on, standing, way_back};
 pub use error::RouteError;
 pub use guard::{RouteGuard, RoutePlan, purge};
 pub use links::{Link, LinkLayer, find_link, links};

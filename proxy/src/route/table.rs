@@ -114,7 +114,7 @@ fn nothing_there(errno: i32) -> bool {
     matches!(Errno::from_raw_os_error(errno), Errno::NOENT | Errno::AFNOSUPPORT | Errno::OPNOTSUPP)
 }
 
-fn table_of(message: &RouteMessage) -> u32 {
+pub(super) fn table_of(message: &RouteMessage) -> u32 {
     let attribute = message.attributes.iter().find_map(|a| match a {
         RouteAttribute::Table(table) => Some(*table),
         _ => None,

@@ -6,17 +6,40 @@ use sheer_common::abi::Settings;
 use tokio::time::sleep;
 
 use super::{Instance, RunError, Signals, report};
-use crate::{config::WhenDown, dataplane::clsact, leftover, route};
+use crate::{
+    config::{Action, WhenDown},
+    dataplane::clsact,
+    leftover, route,
+};
 
 impl Instance {
     /// Until told to leave, or a worker dies; then until the connections have ended or had their time.
     pub(super) async fn serve(&mut self, signals: &mut Signals) -> Result<(), RunError> {
-        tokio::select! {
-            ended = self.proxy.finished() => return Ok(ended?),
-            name = signals.next() => log::info!("{name}: leaving"),
-            () = self.drain_asked.notified() => log::info!("asked to drain: leaving"),
+        loop {
+            tokio::select! {
+                ended = self.proxy.finished() => return Ok(ended?),
+                name = signals.next() => match name {
+                    "SIGHUP" if self.rules.config().file.is_some() => self.reload().await,
+                    _ => {
+                        log::info!("{name}: leaving");
+                        break;
+                    }
+                },
+                () = self.drain_asked.notified() => {
+                    log::info!("asked to drain: leaving");
+                    break;
+                }
+            }
         }
         self.drain(signals).await
+    }
+
+    /// SIGHUP, as daemons take it: the file is read again.
+    async fn reload(&self) {
+        match self.rules.reload(None, &self.dataplane).await {
+            Ok(done) => log::info!("SIGHUP: in force: {}", done.in_force),
+            Err(e) => log::error!("SIGHUP: {e}"),
+        }
     }
 
     async fn drain(&mut self, signals: &mut Signals) -> Result<(), RunError> {
@@ -32,13 +55,14 @@ impl Instance {
         leftover::handshakes_done(&own).await;
         self.proxy.drain();
         let live = self.proxy.live();
+        let patience = self.rules.config().drain_timeout;
         if live > 0 {
-            let patience = humantime::format_duration(self.config.drain_timeout);
+            let patience = humantime::format_duration(patience);
             log::info!("{live} connections have {patience} to end; a second signal resets them");
         }
         let drained = tokio::select! {
             ended = self.proxy.finished() => { ended?; true }
-            () = sleep(self.config.drain_timeout) => false,
+            () = sleep(patience) => false,
             name = signals.next() => { log::info!("{name} again"); false }
         };
         if !drained {
@@ -79,7 +103,8 @@ impl Instance {
     /// The end of an instance of which a part has died. Where a service must not pass unproxied, the programs stay
     /// and drop its connections, as they do after `kill -9`; otherwise everything is taken down.
     pub(super) async fn fail(self, failure: RunError) -> RunError {
-        if self.config.services.iter().all(|s| s.when_down == WhenDown::Open) {
+        let config = self.rules.config();
+        if config.services.iter().all(|s| s.when_down == WhenDown::Open || s.action != Action::Proxy) {
             report(self.stop().await);
             return failure;
         }

@@ -1,7 +1,9 @@
 //! `sheer run`: everything started in an order in which no packet finds half of it, and taken down in reverse.
 
+mod answer;
 mod leave;
 pub(crate) mod predecessor;
+mod rules;
 mod shown;
 mod start;
 
@@ -18,10 +20,13 @@ use tokio::{
     task::{JoinHandle, LocalSet},
 };
 
+use self::rules::Rules;
 use crate::{
     config::Config,
     dataplane::{Attachments, Dataplane, DataplaneError, pins::Published},
+    doctor::Obstacles,
     instance::{InstanceError, InstanceLock, Places},
+    policy::CompileError,
     proxy::{Proxy, StartError, WorkerFailure},
     route::{RouteError, RouteGuard},
     socket::ListenError,
@@ -33,12 +38,18 @@ pub enum RunError {
     /// Its files, or another process that has it.
     #[error(transparent)]
     Instance(#[from] InstanceError),
+    /// What of the host keeps it from working.
+    #[error(transparent)]
+    Host(#[from] Obstacles),
     /// Interfaces, rules, routes.
     #[error(transparent)]
     Route(#[from] RouteError),
     /// Programs, maps, pins.
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),
+    /// Services that cannot be made into tables.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
     /// Listeners.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -87,7 +98,7 @@ pub(crate) fn runtime() -> Result<Runtime, RunError> {
     Builder::new_current_thread().enable_all().build().map_err(system("starting the runtime"))
 }
 
-/// SIGTERM, SIGINT and SIGHUP alike: all of them ask to leave in order.
+/// SIGTERM, SIGINT and SIGHUP: all of them ask to leave in order, but SIGHUP where there is a file to read again.
 struct Signals {
     term: Signal,
     int: Signal,
@@ -121,7 +132,7 @@ struct Instance {
     route: Rc<RouteGuard>,
     proxy: Proxy,
     dataplane: Rc<RefCell<Dataplane>>,
-    config: Rc<Config>,
+    rules: Rc<Rules>,
     places: Places,
     drain_asked: Rc<Notify>,
     draining: Rc<Cell<bool>>,

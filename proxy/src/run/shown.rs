@@ -4,22 +4,25 @@ use std::{
     cell::{Cell, RefCell},
     process,
     rc::Rc,
+    sync::Arc,
     time::Instant,
 };
 
 use sheer_common::verdict::{HelperFailure, Verdict};
 
+use super::rules::Rules;
 use crate::{
-    admin::{InterfaceStatus, RouteStatus, ServiceStatus, Status},
-    config::Config,
+    admin::{BlockedClient, InterfaceStatus, RouteStatus, ServiceStatus, ServiceUse, Status},
+    config::Action,
     dataplane::{Dataplane, DataplaneError},
+    explain::{Answer, ExplainError, InForce, Place, Question},
     stats::Stats,
 };
 
 /// What the control socket shows.
 pub(super) struct Shown {
     pub(super) dataplane: Rc<RefCell<Dataplane>>,
-    pub(super) config: Rc<Config>,
+    pub(super) rules: Rc<Rules>,
     pub(super) stats: Stats,
     pub(super) max_connections: usize,
     pub(super) draining: Rc<Cell<bool>>,
@@ -28,25 +31,68 @@ pub(super) struct Shown {
 }
 
 impl Shown {
-    pub(super) fn status(&self) -> String {
-        match self.collect() {
-            Ok(status) => serde_json::to_string(&status).unwrap_or_else(|e| error(&e)),
-            Err(e) => error(&e),
-        }
+    pub(super) fn services(&self) -> Result<Vec<ServiceUse>, DataplaneError> {
+        let mut dataplane = self.dataplane.borrow_mut();
+        let (config, policy) = (self.rules.config(), self.rules.policy());
+        let services = config.services.iter().zip(policy.services());
+        let used = services.map(|(service, live)| {
+            let counted = dataplane.service_counters(live.id)?;
+            Ok(ServiceUse {
+                name: service.name.clone(),
+                protocol: service.protocol,
+                action: service.action,
+                hits: counted.hits,
+                refused: counted.refused,
+                proxied: (service.action == Action::Proxy).then(|| self.stats.service(&service.name)),
+            })
+        });
+        used.collect()
     }
 
-    fn collect(&self) -> Result<Status, DataplaneError> {
+    pub(super) fn blocked(&self) -> Result<Vec<BlockedClient>, DataplaneError> {
+        let policy = self.rules.policy();
+        let name = |id: u32| {
+            let found = policy.services().iter().find(|service| service.id == id);
+            // A service that a reload took away shuts nobody out any more.
+            found.map(|service| Arc::clone(&service.name))
+        };
+        let blocked = self.dataplane.borrow_mut().blocked()?.into_iter();
+        let named = blocked.filter_map(|block| {
+            let service = match block.service {
+                Some(id) => Some(name(id)?),
+                None => None,
+            };
+            Some(BlockedClient { service, block })
+        });
+        Ok(named.collect())
+    }
+
+    pub(super) async fn explain(&self, question: &Question) -> Result<Answer, ExplainError> {
+        // A reload may change the services meanwhile, but no interface.
+        let place = Place::of(question, &self.rules.config().interfaces, &self.attached).await?;
+        let decided = {
+            let (config, policy, own) = (self.rules.config(), self.rules.policy(), self.rules.own());
+            let in_force = InForce { config: &config, policy: &policy, own: &own };
+            in_force.ask(&mut self.dataplane.borrow_mut(), question, place)?
+        };
+        decided.follow().await
+    }
+
+    pub(super) fn status(&self) -> Result<Status, DataplaneError> {
         let settings = self.dataplane.borrow_mut().settings()?;
         let counters = self.dataplane.borrow().counters()?;
-        let interfaces = self.config.interfaces.iter().zip(&self.attached);
-        let services = self.config.services.iter().map(|s| ServiceStatus {
+        let config = self.rules.config();
+        let interfaces = config.interfaces.iter().zip(&self.attached);
+        let services = config.services.iter().map(|s| ServiceStatus {
             name: s.name.clone(),
-            tcp: s.ports.to_string(),
+            protocol: s.protocol,
+            ports: s.ports.as_ref().map_or_else(|| "any".into(), ToString::to_string),
+            action: s.action,
             source: s.source.to_string(),
             when_down: s.when_down,
         });
         Ok(Status {
-            instance: self.config.instance.to_string(),
+            instance: config.instance.to_string(),
             pid: process::id(),
             uptime_s: self.started.elapsed().as_secs(),
             state: if self.draining.get() { "draining" } else { "running" },
@@ -61,8 +107,4 @@ impl Shown {
             failures: HelperFailure::ALL.iter().map(|f| (f.name(), f.of(&counters))).collect(),
         })
     }
-}
-
-fn error(e: &dyn std::error::Error) -> String {
-    serde_json::json!({ "error": e.to_string() }).to_string()
 }

@@ -14,16 +14,25 @@ use tokio::{
     task::spawn_local,
 };
 
-use super::{Instance, RunError, predecessor, report, shown::Shown, system};
+use super::{
+    Instance, RunError,
+    answer::Answers,
+    predecessor, report,
+    rules::{First, Rules},
+    shown::Shown,
+    system,
+};
 use crate::{
-    admin::{self, Request},
+    admin,
     config::Config,
     dataplane::{AttachPlan, Attachments, Dataplane, Pins, clsact},
+    doctor,
     instance::{ClsactState, Places, State},
     limit,
     proxy::Proxy,
-    route::{self, AddressSet, Link, Numbers, RouteGuard, RoutePlan},
-    socket,
+    route::{self, AddressSet, Link, Numbers, RouteError, RouteGuard, RoutePlan},
+    service::Policies,
+    socket::{self, SourceMode},
 };
 
 /// Starts an instance. Where that fails, what was made is undone, and what a dead predecessor left guards on.
@@ -57,6 +66,8 @@ pub(super) async fn start(config: Config) -> Result<Instance, RunError> {
 /// What a start has made when nothing can fail any more.
 struct Parts {
     config: Rc<Config>,
+    first: First,
+    policies: watch::Sender<Arc<Policies>>,
     state: State,
     attachments: Attachments,
     pinned: crate::dataplane::pins::Published,
@@ -76,6 +87,7 @@ async fn make(
 ) -> Result<Parts, RunError> {
     let links = listed_links(&config).await?;
     let numbers = predecessor::choose(&config, before).await?;
+    doctor::before_start(&questions(&config, numbers)).await?;
     let mut state = State {
         mark: numbers.mark,
         table: numbers.table,
@@ -88,16 +100,21 @@ async fn make(
     let mut dataplane = Dataplane::load(config.trace)?;
     let listeners = socket::bind_listeners(config.workers, numbers.mark, socket::transparent::BACKLOG)?;
     dataplane.set_listeners(&listeners)?;
-    dataplane.set_policy(&config)?;
     let addresses = route::watch_addresses().await?;
     report(dataplane.set_local_addresses(&addresses.borrow()));
     dataplane.set_settings(settings(&config, numbers))?;
+    let interfaces: Vec<u32> = links.iter().map(|link| link.index).collect();
+    let first = First::install(&config, &mut dataplane, &interfaces)?;
     if config.trace {
         dataplane.start_tracing()?;
     }
     stage.pin(&mut dataplane)?;
+    stage.pin_tables(&first.maps)?;
     let tables = dataplane.flow_tables(config.workers)?;
-    let proxy = Proxy::start(Arc::new(config.proxy(numbers.mark)), listeners, tables)?;
+    let own = Arc::new(addresses.borrow().clone());
+    let (policies, follow) = watch::channel(Arc::new(Policies::new(Arc::clone(&first.policy), own)));
+    let for_proxy = Arc::new(config.proxy(numbers.mark));
+    let proxy = Proxy::start(for_proxy, follow, listeners, tables, dataplane.client_table()?)?;
     let control = admin::bind(&places.socket()).map_err(system("making the control socket"))?;
     let route = RouteGuard::install(route_plan(&config, numbers)).await?;
     let plan = AttachPlan {
@@ -112,27 +129,47 @@ async fn make(
     state.clsact.clone_from(filters);
     report(places.write_state(&state));
     let config = Rc::new(config);
-    Ok(Parts { config, state, attachments, pinned, route, proxy, dataplane, addresses, control })
+    Ok(Parts {
+        config,
+        first,
+        policies,
+        state,
+        attachments,
+        pinned,
+        route,
+        proxy,
+        dataplane,
+        addresses,
+        control,
+    })
 }
 
 impl Parts {
     fn into_instance(self, places: Places, lock: crate::instance::InstanceLock) -> Instance {
         let dataplane = Rc::new(RefCell::new(self.dataplane));
         let route = Rc::new(self.route);
-        let following =
-            spawn_local(follow_addresses(self.addresses, Rc::clone(&dataplane), Rc::clone(&route)));
+        let interfaces = self.config.interfaces.clone();
+        let pins = Pins::of(&self.config.instance);
+        let rules = Rc::new(Rules::new(self.config, self.first, self.policies, pins));
+        let following = spawn_local(follow_addresses(
+            self.addresses,
+            Rc::clone(&dataplane),
+            Rc::clone(&route),
+            Rc::clone(&rules),
+        ));
         let drain_asked = Rc::new(Notify::new());
         let draining = Rc::new(Cell::new(false));
         let shown = Shown {
             dataplane: Rc::clone(&dataplane),
-            config: Rc::clone(&self.config),
+            rules: Rc::clone(&rules),
             stats: self.proxy.stats_handle(),
             max_connections: self.proxy.max_connections(),
             draining: Rc::clone(&draining),
             started: Instant::now(),
-            attached: self.config.interfaces.iter().map(|i| self.attachments.kind(i)).collect(),
+            attached: interfaces.iter().map(|i| self.attachments.kind(i)).collect(),
         };
-        admin::serve(self.control, handler(shown, Rc::clone(&drain_asked)));
+        let answers = Rc::new(Answers { shown, drain_asked: Rc::clone(&drain_asked) });
+        admin::serve(self.control, answers.handler());
         Instance {
             attachments: self.attachments,
             pinned: self.pinned,
@@ -140,23 +177,13 @@ impl Parts {
             route,
             proxy: self.proxy,
             dataplane,
-            config: self.config,
+            rules,
             places,
             drain_asked,
             draining,
             _lock: lock,
         }
     }
-}
-
-fn handler(shown: Shown, drain_asked: Rc<Notify>) -> admin::Handler {
-    Rc::new(move |request| match request {
-        Request::Status => shown.status(),
-        Request::Drain => {
-            drain_asked.notify_one();
-            serde_json::json!({ "live": shown.stats.snapshot().live }).to_string()
-        }
-    })
 }
 
 /// After a failed start: the files say again what they said before, or go. Links, rules and sockets have gone
@@ -180,6 +207,23 @@ async fn listed_links(config: &Config) -> Result<Vec<Link>, RunError> {
     Ok(listed.collect::<Result<_, _>>()?)
 }
 
+/// The kernel's numbers of the config's interfaces.
+pub(super) async fn interface_numbers(config: &Config) -> Result<Vec<u32>, RouteError> {
+    let all = route::links().await?;
+    config.interfaces.iter().map(|name| Ok(route::find_link(&all, name)?.index)).collect()
+}
+
+fn questions(config: &Config, numbers: Numbers) -> doctor::Options {
+    doctor::Options {
+        interfaces: config.interfaces.clone(),
+        numbers: Some(numbers),
+        instance: Some(config.instance.clone()),
+        max_connections: config.max_connections,
+        workers: config.workers,
+        client_port: config.services.iter().any(|service| service.source == SourceMode::ClientPort),
+    }
+}
+
 fn route_plan(config: &Config, numbers: Numbers) -> RoutePlan {
     RoutePlan {
         mark: numbers.mark,
@@ -197,6 +241,8 @@ fn settings(config: &Config, numbers: Numbers) -> Settings {
         priority: numbers.priority,
         workers: u32::try_from(config.workers).unwrap_or(u32::MAX),
         draining: 0,
+        active: 0,
+        blocking: 0,
     }
 }
 
@@ -206,10 +252,12 @@ async fn follow_addresses(
     mut addresses: watch::Receiver<AddressSet>,
     dataplane: Rc<RefCell<Dataplane>>,
     route: Rc<RouteGuard>,
+    rules: Rc<Rules>,
 ) {
     while addresses.changed().await.is_ok() {
         let set = addresses.borrow_and_update().clone();
         report(dataplane.borrow_mut().set_local_addresses(&set));
+        rules.set_addresses(&set);
         report(route.refresh().await);
     }
 }

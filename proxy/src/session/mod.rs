@@ -17,13 +17,19 @@ mod task;
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use sheer_common::limit::ClientKey;
+
+use crate::clients::Held;
 use crate::flow::{ConnectionId, ConnectionTuples, Moved};
 use crate::limit::Permit;
+use crate::policy::{self, Service};
 use crate::reason::CloseReason;
 use crate::record::AccessRecord;
 use crate::relay::{Path, Relay, RelayOutcome};
+use crate::service::Served;
 use crate::socket::{self, ClientAddr, OriginalDst, SourceAddr, Stream, UpstreamAddr};
 use crate::upstream::{self, Destination, Route};
 use crate::worker::Worker;
@@ -34,6 +40,9 @@ struct Case {
     id: ConnectionId,
     client: ClientAddr,
     original: OriginalDst,
+    service: Option<Rc<Served>>,
+    /// Among the client's connections, where the service limits them; boxed, because few do.
+    held: Option<Box<Held>>,
     since: Instant,
     source: Option<SourceAddr>,
     upstream: Option<UpstreamAddr>,
@@ -95,6 +104,8 @@ impl Accepted {
             id,
             client,
             original,
+            service: None,
+            held: None,
             since: Instant::now(),
             source: None,
             upstream: None,
@@ -106,12 +117,27 @@ impl Accepted {
     }
 
     fn open(self, worker: &Worker) -> Result<Session, Relayed> {
-        let Self { case, to_listener, fd } = self;
-        let route = worker.config.route();
-        if to_listener && route.destination == Destination::Original {
+        let Self { mut case, to_listener, fd } = self;
+        let Some(served) = worker.service_of(case.client, case.original) else {
+            let reason = if to_listener { CloseReason::Loop } else { CloseReason::NoService };
+            return Err(case.refuse(fd, reason));
+        };
+        let Service { source, upstream, limit, id, .. } = served.service;
+        served.stats.accepted.add(1);
+        case.service = Some(served);
+        if to_listener && upstream == Destination::Original {
             return Err(case.refuse(fd, CloseReason::Loop));
         }
-        let to = route.destination.of(case.original);
+        if limit.concurrent != 0 {
+            let (family, address) = policy::address(case.client.ip());
+            let client = ClientKey::new(id, family, &address, limit.prefix(family));
+            case.held = worker.clients.enter(client, limit.concurrent).map(Box::new);
+            if case.held.is_none() {
+                return Err(case.refuse(fd, CloseReason::ClientLimit));
+            }
+        }
+        let to = upstream.of(case.original);
+        let route = Route { source, mark: worker.config.mark };
         Ok(Session { case: Case { upstream: Some(to), ..case }, client: fd, route, to })
     }
 }
@@ -163,6 +189,9 @@ impl Relayed {
     fn record(self, worker: &Worker) {
         let Self { case, outcome } = self;
         worker.stats.count_end(outcome.reason);
+        if let Some(served) = &case.service {
+            served.stats.ended.add(1);
+        }
         if outcome.path == Path::Spliced {
             worker.stats.spliced.add(1);
         }
@@ -180,8 +209,17 @@ impl Relayed {
 
 impl Case {
     fn tuples(&self) -> Option<ConnectionTuples> {
-        let Self { id, client, original, .. } = *self;
-        Some(ConnectionTuples { id, client, original, source: self.source?, upstream: self.upstream? })
+        let Self { id, client, original, source, upstream, .. } = *self;
+        let service = self.service.as_ref()?.service.id;
+        Some(ConnectionTuples { id, client, original, source: source?, upstream: upstream?, service })
+    }
+
+    /// Bytes that it has moved, on the service's account.
+    fn count_bytes(&self, up: u64, down: u64) {
+        if let Some(served) = &self.service {
+            served.stats.bytes_up.add(up);
+            served.stats.bytes_down.add(down);
+        }
     }
 
     /// Into the flow table, once.
@@ -209,6 +247,7 @@ impl Case {
         AccessRecord {
             accepted: SystemTime::now() - duration,
             id: self.id.0,
+            service: self.service.as_ref().map(|served| Arc::clone(&served.service.name)),
             client: self.client,
             original: self.original,
             source: self.source,

@@ -58,7 +58,7 @@ impl Future for Task {
             task.stage = Stage::Relaying(case, relay);
         }
         if let Stage::Relaying(case, relay) = &mut task.stage {
-            let polled = poll_relay(cx, relay, &task.worker, task.slot, signal);
+            let polled = poll_relay(cx, (case, relay), &task.worker, task.slot, signal);
             let Poll::Ready(reason) = polled else {
                 let moved = moved(relay);
                 if moved.up + moved.down >= WORTH_ENTERING {
@@ -79,6 +79,7 @@ fn poll_connecting(
 ) -> Poll<Result<(), CloseReason>> {
     match signal {
         Signal::None | Signal::Lasting => {}
+        Signal::Review => return Poll::Ready(Err(CloseReason::PolicyChanged)),
         Signal::Expired => return Poll::Ready(Err(CloseReason::ConnectTimeout)),
         Signal::Forced => return Poll::Ready(Err(CloseReason::Drained)),
     }
@@ -94,13 +95,14 @@ fn poll_connecting(
 /// One turn of the relay; bytes or a half-close put the deadline off.
 fn poll_relay(
     cx: &mut Context<'_>,
-    relay: &mut Relay,
+    (case, relay): (&Case, &mut Relay),
     worker: &Worker,
     slot: Slot,
     signal: Signal,
 ) -> Poll<CloseReason> {
     match signal {
         Signal::None | Signal::Lasting => {}
+        Signal::Review => return Poll::Ready(CloseReason::PolicyChanged),
         Signal::Expired if relay.half_closed() => return Poll::Ready(CloseReason::HalfCloseTimeout),
         Signal::Expired => return Poll::Ready(CloseReason::IdleTimeout),
         Signal::Forced => return Poll::Ready(CloseReason::Drained),
@@ -109,8 +111,10 @@ fn poll_relay(
     let polled = relay.poll(cx, &mut worker.bench.borrow_mut());
     let after = (relay.bytes(), relay.half_closed());
     if before != after {
-        worker.stats.bytes_up.add(after.0.0 - before.0.0);
-        worker.stats.bytes_down.add(after.0.1 - before.0.1);
+        let (up, down) = (after.0.0 - before.0.0, after.0.1 - before.0.1);
+        worker.stats.bytes_up.add(up);
+        worker.stats.bytes_down.add(down);
+        case.count_bytes(up, down);
         let limit = if after.1 { worker.limits.half_close } else { worker.limits.idle };
         worker.deadlines.borrow_mut().touch(slot, limit);
     }
@@ -123,9 +127,13 @@ fn moved(relay: &Relay) -> Moved {
 }
 
 impl Task {
-    /// What the clock says. That the connection has lived through a tick is dealt with here.
+    /// What the clock says. That the connection has lived through a tick is dealt with here; a review is passed on
+    /// where it ends the connection.
     fn signal(&mut self) -> Signal {
         let signal = self.worker.deadlines.borrow_mut().take_signal(self.slot);
+        if signal == Signal::Review && self.may_go_on() {
+            return Signal::None;
+        }
         if signal != Signal::Lasting {
             return signal;
         }
@@ -135,6 +143,15 @@ impl Task {
             Stage::Over => {}
         }
         Signal::None
+    }
+
+    fn may_go_on(&self) -> bool {
+        match &self.stage {
+            Stage::Connecting(Connecting { case, .. }) | Stage::Relaying(case, _) => {
+                self.worker.keeps(case.client, case.original)
+            }
+            Stage::Over => true,
+        }
     }
 
     fn take_stage(&mut self) -> Stage {

@@ -3,7 +3,6 @@
 //! The kernel program assigns a listener to the packet; the listener's own address is never asked for. It
 //! is bound to loopback all the same, so that no host can reach it by its number.
 
-use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
@@ -52,7 +51,6 @@ fn hint(error: &io::Error) -> &'static str {
 ///
 /// No SO_REUSEPORT: assigning into a reuseport group loses connections on kernels before 6.6.
 pub fn bind_listeners(workers: usize, mark: u32, backlog: i32) -> Result<Vec<Listeners>, ListenError> {
-    warn_of_short_backlog(backlog);
     let options = ListenOptions { transparent: true, mark, backlog };
     (0..workers).map(|_| Listeners::bind(options)).collect()
 }
@@ -101,20 +99,6 @@ fn listen(ip: IpAddr, options: ListenOptions) -> Result<TcpListener, ListenError
     socket.bind(&SocketAddr::new(ip, 0).into()).map_err(failed("bound to loopback"))?;
     socket.listen(options.backlog).map_err(failed("listened on"))?;
     Ok(socket.into())
-}
-
-fn warn_of_short_backlog(backlog: i32) {
-    const SYSCTL: &str = "/proc/sys/net/core/somaxconn";
-    let Some(allowed) = fs::read_to_string(SYSCTL).ok().and_then(|text| text.trim().parse::<i32>().ok())
-    else {
-        return;
-    };
-    if allowed < backlog {
-        log::warn!(
-            "net.core.somaxconn is {allowed}: of the {backlog} connections that may wait to be accepted only {allowed} \
-             can, and bursts beyond lose their SYN; sysctl -w net.core.somaxconn={backlog}"
-        );
-    }
 }
 
 #[cfg(test)]

@@ -30,10 +30,9 @@ impl Destination {
     }
 }
 
-/// Where one connection goes on to, and from whom it comes.
+/// How the server is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
-    pub destination: Destination,
     pub source: SourceMode,
     /// SO_MARK of the upstream socket; 0: none.
     pub mark: u32,

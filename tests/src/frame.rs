@@ -50,6 +50,11 @@ impl Frame {
         Self { fragment: true, ..self }
     }
 
+    /// SCTP instead of TCP.
+    pub fn sctp(self) -> Self {
+        Self { protocol: 132, ..self }
+    }
+
     /// UDP instead of TCP.
     pub fn udp(self) -> Self {
         Self { protocol: 17, ..self }

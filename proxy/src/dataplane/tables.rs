@@ -1,0 +1,178 @@
+//! The maps of one policy, and how it comes into force.
+//!
+//! A policy has maps of its own, as long as it needs them. They are filled aside and put where the programs look for the
+//! policy that is not in force; then one number in `settings` changes. So no packet is judged by parts of two
+//! policies, and none waits while a long one is written.
+
+use aya::{
+    EbpfLoader, Pod,
+    maps::{Array, ArrayOfMaps, HashMap, Map, MapData, PerCpuArray, PerCpuValues},
+    util::nr_cpus,
+};
+use sheer_common::{
+    abi::Settings,
+    policy::{self, Interface, ServiceCounters},
+};
+
+use super::{
+    Dataplane, DataplaneError,
+    object::{OBJECT, map, refused_entry},
+};
+use crate::policy::Policy;
+
+/// The tables of a policy and the maps by which the programs find them.
+const TABLES: [(&str, &str); 3] = [
+    (map::SERVICES, map::POLICY_SERVICES),
+    (map::CLASSES, map::POLICY_CLASSES),
+    (map::NODES, map::POLICY_NODES),
+];
+
+/// The maps of one policy.
+pub struct PolicyMaps([Map; 3]);
+
+impl PolicyMaps {
+    /// Makes the maps and fills them; nothing else waits for it.
+    ///
+    /// # Errors
+    /// When the kernel has no room for them.
+    pub fn make(policy: &Policy) -> Result<Self, DataplaneError> {
+        let tables = policy.tables();
+        let mut maps = Self::of_sizes([policy.services().len(), tables.classes.len(), tables.rows.len()])?;
+        let [services, classes, nodes] = &mut maps.0;
+        fill(services, map::SERVICES, policy.services().iter().map(policy::Service::from))?;
+        fill(classes, map::CLASSES, tables.classes.iter().map(|class| **class))?;
+        fill(nodes, map::NODES, tables.rows.iter().copied())?;
+        Ok(maps)
+    }
+
+    /// Maps that hold nothing: what stands in the place of a policy that is no longer there.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn empty() -> Result<Self, DataplaneError> {
+        Self::of_sizes([1; 3])
+    }
+
+    /// The object is read once more for its definitions of these maps, with the names and types that bpftool shows.
+    fn of_sizes(sizes: [usize; 3]) -> Result<Self, DataplaneError> {
+        let mut loader = EbpfLoader::new();
+        for name in map::ALL {
+            loader.map_max_entries(name, 1);
+        }
+        for ((name, _), size) in TABLES.iter().zip(sizes) {
+            loader.map_max_entries(name, u32::try_from(size.max(1)).unwrap_or(u32::MAX));
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(|source| DataplaneError::Load { source })?;
+        let mut take = |name| ebpf.take_map(name).ok_or(DataplaneError::Missing { what: "map", name });
+        Ok(Self([take(map::SERVICES)?, take(map::CLASSES)?, take(map::NODES)?]))
+    }
+
+    /// The maps with their names.
+    pub(super) fn named(&self) -> impl Iterator<Item = (&'static str, &Map)> {
+        TABLES.iter().zip(&self.0).map(|((name, _), map)| (*name, map))
+    }
+}
+
+fn fill<V: Pod>(
+    map: &mut Map,
+    name: &'static str,
+    values: impl Iterator<Item = V>,
+) -> Result<(), DataplaneError> {
+    let mut array = Array::<_, V>::try_from(map).map_err(refused_entry(name))?;
+    (0..).zip(values).try_for_each(|(index, value)| array.set(index, value, 0)).map_err(refused_entry(name))
+}
+
+impl Dataplane {
+    /// Brings a policy into force, in one step for every packet, and lets go of the one before. `interfaces` are the
+    /// kernel's numbers of the config's interfaces.
+    ///
+    /// # Errors
+    /// When a map refuses; the policy before then stays in force.
+    pub fn bring_into_force(
+        &mut self,
+        policy: &Policy,
+        maps: &PolicyMaps,
+        interfaces: &[u32],
+    ) -> Result<(), DataplaneError> {
+        let now = self.settings()?;
+        let place = 1 - now.active.min(1);
+        let header = policy.tables().header;
+        self.put(place, maps)?;
+        self.array::<policy::Policy>(map::POLICIES)?
+            .set(place, header, 0)
+            .map_err(refused_entry(map::POLICIES))?;
+        self.put_interfaces(
+            place,
+            interfaces.iter().copied().zip(policy.tables().interfaces.iter().copied()),
+        )?;
+        self.set_settings(Settings { active: place, ..now })?;
+        // The kernel returns from an update of these maps when no program runs any more that had begun before. That
+        // is what has to be waited for here: such a program may still be reading the policy before.
+        self.put(place, maps)?;
+        let empty = PolicyMaps::empty()?;
+        self.put(now.active.min(1), &empty)
+    }
+
+    fn put(&mut self, place: u32, maps: &PolicyMaps) -> Result<(), DataplaneError> {
+        for ((_, outer), inner) in TABLES.iter().zip(&maps.0) {
+            let Map::Array(inner) = inner else {
+                return Err(DataplaneError::Missing { what: "array", name: outer });
+            };
+            let found = self.map_mut(outer)?;
+            let mut outers = ArrayOfMaps::<_, MapData>::try_from(found).map_err(refused_entry(outer))?;
+            outers.set(place, inner, 0).map_err(refused_entry(outer))?;
+        }
+        Ok(())
+    }
+
+    fn put_interfaces(
+        &mut self,
+        place: u32,
+        classes: impl Iterator<Item = (u32, u32)>,
+    ) -> Result<(), DataplaneError> {
+        let name = map::INTERFACES;
+        let mut known =
+            HashMap::<_, Interface, u32>::try_from(self.map_mut(name)?).map_err(refused_entry(name))?;
+        let old: Vec<_> = known.keys().filter_map(Result::ok).filter(|key| key.policy == place).collect();
+        for key in old {
+            known.remove(&key).map_err(refused_entry(name))?;
+        }
+        for (index, class) in classes {
+            let key = Interface { policy: place, index };
+            known.insert(key, class, 0).map_err(refused_entry(name))?;
+        }
+        Ok(())
+    }
+
+    /// Forgets what was counted under these numbers of services.
+    ///
+    /// # Errors
+    /// When the map refuses.
+    pub fn forget_counts(&mut self, ids: &[u32]) -> Result<(), DataplaneError> {
+        let name = map::SERVICE_COUNTERS;
+        let cpus = nr_cpus().map_err(|(_, e)| refused_entry(name)(e.into()))?;
+        let mut counters =
+            PerCpuArray::<_, ServiceCounters>::try_from(self.map_mut(name)?).map_err(refused_entry(name))?;
+        for id in ids {
+            let zeros = PerCpuValues::try_from(vec![ServiceCounters::default(); cpus])
+                .map_err(|e| refused_entry(name)(e.into()))?;
+            counters.set(*id, zeros, 0).map_err(refused_entry(name))?;
+        }
+        Ok(())
+    }
+
+    /// What the programs counted of a service, over all CPUs.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn service_counters(&mut self, id: u32) -> Result<ServiceCounters, DataplaneError> {
+        let name = map::SERVICE_COUNTERS;
+        let counters =
+            PerCpuArray::<_, ServiceCounters>::try_from(self.map_mut(name)?).map_err(refused_entry(name))?;
+        let mut sum = ServiceCounters::default();
+        for of_cpu in counters.get(&id, 0).map_err(refused_entry(name))?.iter() {
+            sum += *of_cpu;
+        }
+        Ok(sum)
+    }
+}

@@ -1,0 +1,165 @@
+//! The services as the tables by which a connection is classified.
+//!
+//! [`compile`] makes the tables once; the kernel programs and the workers then read the same ones by the same code,
+//! [`sheer_common::classify`].
+//!
+//! An address that is left alone unless named (this host's own, loopback, multicast …) is named by an entry that
+//! covers nothing else: a prefix within such a range, or exactly the host's address. A wider prefix that happens to
+//! contain it does not name it.
+
+mod classes;
+mod compile;
+mod ids;
+mod shadow;
+mod trie;
+
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
+
+use sheer_common::{
+    abi::{Address, Family},
+    flow::FlowKey,
+    limit::Limit,
+    policy::{self, NAME_LEN},
+};
+
+pub use self::{
+    compile::{CompileError, Compiled, compile},
+    ids::ServiceIds,
+    shadow::{Shadowed, shadowed},
+};
+use crate::{
+    config::{self, Action, WhenDown},
+    flow::Opening,
+    route::AddressSet,
+    socket::{ClientAddr, OriginalDst, SourceMode},
+    upstream::Destination,
+};
+
+/// What the proxy has to know of a service.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Its name, as records show it.
+    pub name: Arc<str>,
+    /// Its number in counters and flows, which it keeps over reloads.
+    pub id: u32,
+    /// What is done with its connections.
+    pub action: Action,
+    /// From where the proxy connects to the server.
+    pub source: SourceMode,
+    /// Where it connects to.
+    pub upstream: Destination,
+    /// What happens to its new connections while the proxy is down.
+    pub when_down: WhenDown,
+    /// How much one client may take.
+    pub limit: Limit,
+}
+
+/// One policy: services and the tables that lead to them.
+#[derive(Debug)]
+pub struct Policy {
+    services: Vec<Service>,
+    by_id: HashMap<u32, usize>,
+    tables: Compiled,
+}
+
+impl Policy {
+    /// The policy of a config's services; `ids` are their numbers, see [`ServiceIds`].
+    ///
+    /// # Errors
+    /// See [`compile`].
+    pub fn new(
+        services: &[config::Service],
+        interfaces: &[String],
+        generation: u32,
+        ids: &[u32],
+    ) -> Result<Self, CompileError> {
+        let mut tables = compile(services, interfaces)?;
+        tables.header.generation = generation;
+        let services = services.iter().zip(ids).map(|(service, id)| Service {
+            name: service.name.as_str().into(),
+            id: *id,
+            action: service.action,
+            source: service.source,
+            upstream: service.upstream,
+            when_down: service.when_down,
+            limit: service.limit.as_ref().map(limit).unwrap_or_default(),
+        });
+        let by_id = ids.iter().enumerate().map(|(number, id)| (*id, number)).collect();
+        Ok(Self { services: services.collect(), by_id, tables })
+    }
+
+    /// The services in the order of the config.
+    #[must_use]
+    pub fn services(&self) -> &[Service] {
+        &self.services
+    }
+
+    /// The tables.
+    #[must_use]
+    pub fn tables(&self) -> &Compiled {
+        &self.tables
+    }
+
+    /// The number of the service that takes a connection to the proxy: what tc wrote down when it came, or else what the
+    /// tables say.
+    #[must_use]
+    pub fn proxied(
+        &self,
+        client: ClientAddr,
+        original: OriginalDst,
+        opening: Option<Opening>,
+        own: &AddressSet,
+    ) -> Option<usize> {
+        if let Some(opening) = opening {
+            return self.by_id.get(&opening.service).copied();
+        }
+        let header = &self.tables.header;
+        // Where nobody knows the interface, the first service that the proxy stands behind.
+        let interface = if header.by_interface != 0 { header.proxied } else { header.any_interface };
+        let (family, src) = address(client.ip());
+        let (_, dst) = address(original.ip());
+        let key = FlowKey::tcp(family, src, client.port(), dst, original.port());
+        let number = self.tables.first_match(&key, own.contains(&original.ip()), interface)?;
+        (self.services.get(number)?.action == Action::Proxy).then_some(number)
+    }
+}
+
+/// An address as the maps hold it; an IPv4-mapped one counts as IPv4.
+#[must_use]
+pub fn address(ip: IpAddr) -> (Family, Address) {
+    match ip.to_canonical() {
+        IpAddr::V4(a) => (Family::V4, Address::v4(a.octets())),
+        IpAddr::V6(a) => (Family::V6, Address::v6(a.octets())),
+    }
+}
+
+fn limit(limit: &config::Limit) -> Limit {
+    let interval_ns = limit.new_per_second.map_or(0, |rate| 1_000_000_000 / u64::from(rate.get()));
+    Limit {
+        interval_ns,
+        burst_ns: interval_ns * u64::from(limit.burst.get() - 1),
+        block_ns: limit.block.map_or(0, |time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX / 2)),
+        concurrent: limit.concurrent.map_or(0, std::num::NonZero::get),
+        prefix_v4: limit.per.v4,
+        prefix_v6: limit.per.v6,
+        _pad: 0,
+    }
+}
+
+impl From<&Service> for policy::Service {
+    fn from(service: &Service) -> Self {
+        let mut name = [0; NAME_LEN];
+        name.iter_mut().zip(service.name.bytes()).for_each(|(to, from)| *to = from);
+        Self {
+            limit: service.limit,
+            name,
+            id: service.id,
+            action: service.action.into(),
+            when_down: service.when_down.into(),
+            _pad: [0; 6],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

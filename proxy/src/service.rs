@@ -1,0 +1,86 @@
+//! The services as a worker has them: which one took a connection, and what is counted for it.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::config::Existing;
+use crate::flow::Opening;
+use crate::policy::{Policy, Service};
+use crate::route::AddressSet;
+use crate::socket::{ClientAddr, OriginalDst};
+use crate::stats::{ServiceStats, WorkerStats};
+
+/// What all workers go by; replaced as a whole.
+#[derive(Clone, Debug)]
+pub struct Policies {
+    /// The one in force.
+    pub current: Arc<Policy>,
+    /// The one before: a connection may have come under it and be accepted only now.
+    pub previous: Option<Arc<Policy>>,
+    /// This host's own addresses.
+    pub own: Arc<AddressSet>,
+    /// What becomes of connections that the policy in force does not give to the proxy any more.
+    pub existing: Existing,
+}
+
+impl Policies {
+    /// A first policy.
+    #[must_use]
+    pub fn new(current: Arc<Policy>, own: Arc<AddressSet>) -> Self {
+        Self { current, previous: None, own, existing: Existing::Keep }
+    }
+}
+
+/// A service, and what this worker counts for it.
+#[derive(Debug)]
+pub(crate) struct Served {
+    pub(crate) service: Service,
+    pub(crate) stats: Arc<ServiceStats>,
+}
+
+/// The services of one worker; their counts need no lock.
+pub(crate) struct Services {
+    policies: Arc<Policies>,
+    current: Vec<Rc<Served>>,
+    previous: Vec<Rc<Served>>,
+}
+
+impl Services {
+    pub(crate) fn new(policies: Arc<Policies>, stats: &WorkerStats) -> Self {
+        let served = |policy: &Policy| -> Vec<Rc<Served>> {
+            let serve =
+                |service: &Service| Served { stats: stats.service(&service.name), service: service.clone() };
+            policy.services().iter().map(|service| Rc::new(serve(service))).collect()
+        };
+        let current = served(&policies.current);
+        let previous = policies.previous.as_deref().map(served).unwrap_or_default();
+        stats.forget_all_but(current.iter().chain(&previous).map(|served| &*served.service.name));
+        Self { policies, current, previous }
+    }
+
+    /// Whether the tables leave open which service took a connection.
+    pub(crate) fn need_opening(&self) -> bool {
+        let distinguishes = |policy: &Policy| policy.tables().header.by_interface != 0;
+        distinguishes(&self.policies.current) || self.policies.previous.as_deref().is_some_and(distinguishes)
+    }
+
+    /// The service that took a connection.
+    pub(crate) fn of(
+        &self,
+        client: ClientAddr,
+        original: OriginalDst,
+        opening: Option<Opening>,
+    ) -> Option<&Rc<Served>> {
+        let found = |policy: &Policy| policy.proxied(client, original, opening, &self.policies.own);
+        if let Some(number) = found(&self.policies.current) {
+            return self.current.get(number);
+        }
+        self.previous.get(found(self.policies.previous.as_deref()?)?)
+    }
+
+    /// Whether a connection may go on under the policy in force.
+    pub(crate) fn keep(&self, client: ClientAddr, original: OriginalDst) -> bool {
+        self.policies.existing == Existing::Keep
+            || self.policies.current.proxied(client, original, None, &self.policies.own).is_some()
+    }
+}

@@ -1,0 +1,35 @@
+//! What the tests of the proxy without its kernel programs have in common.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use sheer::config::{Action, Prefixes, Protocol, Service, WhenDown};
+use sheer::policy::Policy;
+use sheer::service::Policies;
+use sheer::socket::{SourceMode, UpstreamAddr};
+use sheer::upstream::Destination;
+use tokio::sync::watch;
+
+/// A service that takes every connection to loopback, which is left alone by services that do not name it, and gives
+/// them all to one server.
+pub fn service(server: SocketAddr) -> Service {
+    Service {
+        name: "test".into(),
+        protocol: Protocol::Tcp,
+        destinations: Some(Prefixes { v4: vec!["127.0.0.0/8".parse().unwrap()], v6: vec![] }),
+        ports: None,
+        clients: None,
+        interfaces: None,
+        action: Action::Proxy,
+        source: SourceMode::Proxy,
+        upstream: Destination::Fixed(UpstreamAddr::new(server)),
+        when_down: WhenDown::Open,
+        limit: None,
+    }
+}
+
+/// A policy of one service.
+pub fn policies(service: Service) -> watch::Sender<Arc<Policies>> {
+    let policy = Policy::new(&[service], &[], 1, &[0]).unwrap();
+    watch::Sender::new(Arc::new(Policies::new(Arc::new(policy), Arc::default())))
+}

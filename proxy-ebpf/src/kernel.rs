@@ -17,7 +17,7 @@ use sheer_common::{
 };
 use sheer_ebpf::parse::{Packet, Segment};
 
-use crate::maps::asking;
+use crate::maps::{asking, scratch};
 
 /// A frame at tc.
 pub struct Frame<'a>(pub &'a TcContext);
@@ -187,6 +187,16 @@ impl Socket {
                 == 0
         }
     }
+}
+
+/// Where a segment is read into: memory of which the verifier knows nothing.
+///
+/// On the stack it remembers by which way each byte came there, and follows for each way anew what is done with them:
+/// many times the instructions, and time at every start. The stack is small besides.
+#[inline(always)]
+pub fn room_for_segment() -> Option<&'static mut Segment> {
+    // SAFETY: the map is per CPU, and a program at tc is not interrupted by another one on its CPU.
+    scratch.get_ptr_mut(0).map(|room| unsafe { &mut *room })
 }
 
 /// Whether it is a program of ours, at tc on this CPU, that searches for a listener.

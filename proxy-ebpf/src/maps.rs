@@ -16,6 +16,7 @@
 //! | `local_addresses` | proxy, at start and on every change of address | programs | 4,096 | the proxy says so; the rest are taken for foreign |
 //! | `counters` | programs | `sheer status` | 1, per CPU | cannot be |
 //! | `explanation` | `sheer_explain` | `sheer explain` | 1 | cannot be |
+//! | `scratch` | `ingress` | `ingress` | 1, per CPU | cannot be |
 //! | `asking` | `ingress`, around its socket lookups | the socket lookup | 1, per CPU | cannot be |
 //!
 //! A policy is made aside and comes in force by one number in `settings`: see [`crate::policy`].
@@ -34,6 +35,7 @@ use sheer_common::{
     policy::{Interface, MAX_INTERFACES, Policy, SERVICE_SLOTS, Service, ServiceCounters},
     verdict::Counters,
 };
+use sheer_ebpf::parse::Segment;
 
 /// A table of a policy, which is as long as the policy needs it: the flag lets it differ from the one that the
 /// programs were loaded with (Linux 5.10).
@@ -101,3 +103,6 @@ pub static explanation: Array<Explanation, 1> = Array::new();
 
 #[btf_map]
 pub static asking: PerCpuArray<u32, 1> = PerCpuArray::new();
+
+#[btf_map]
+pub static scratch: PerCpuArray<Segment, 1> = PerCpuArray::new();

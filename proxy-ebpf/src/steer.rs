@@ -18,7 +18,7 @@ use sheer_ebpf::parse::{Layer, NotASegment, Segment, icmp, parse};
 
 use crate::{
     explain,
-    kernel::{Frame, Socket, State},
+    kernel::{Frame, Socket, State, room_for_segment},
     limit,
     maps::{flows, openings},
     policy::{self, From, Question},
@@ -54,23 +54,26 @@ pub fn explain(ctx: &TcContext, layer: Layer) -> i32 {
 #[inline(always)]
 fn decide<const DRY: bool>(ctx: &TcContext, layer: Layer, now: &Settings) -> Verdict {
     let frame = Frame(ctx);
-    let mut segment = Segment::EMPTY;
-    match parse(&frame, layer, &mut segment) {
+    let Some(segment) = room_for_segment() else {
+        stats::failure(HelperFailure::MapLookup);
+        return Verdict::PassMalformed;
+    };
+    match parse(&frame, layer, segment) {
         Ok(()) => {}
-        Err(NotASegment::Icmp) => return complaint(&frame, &mut segment, now),
+        Err(NotASegment::Icmp) => return complaint(&frame, segment, now),
         Err(reason) => return reason.verdict(),
     }
     let verdict = if segment.key.protocol == Protocol::Udp {
         datagram::<DRY>(ctx, &segment.key, now)
     } else if segment.opens() {
         open::<DRY>(ctx, &segment.key, now)
-    } else if known::<DRY>(ctx, &segment) {
+    } else if known::<DRY>(ctx, segment) {
         return Verdict::SteerFlow;
     } else if policy::is_own(&segment.key) {
         // Delivered here without our help, also where a service names the address.
         Verdict::PassLocal
     } else {
-        orphan::<DRY>(&frame, &segment, now)
+        orphan::<DRY>(&frame, segment, now)
     };
     if !DRY {
         trace::decision(ctx, &segment.key, verdict);

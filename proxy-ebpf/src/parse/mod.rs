@@ -34,6 +34,7 @@ pub enum Layer {
 }
 
 /// A TCP segment, or a UDP datagram, that is not a fragment.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// Its tuple.

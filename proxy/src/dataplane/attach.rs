@@ -102,6 +102,15 @@ impl Attachments {
     }
 }
 
+/// Loads the programs that these links need. What the verifier refuses is known before anything is attached.
+///
+/// # Errors
+/// When it does.
+pub fn load_programs(dataplane: &mut Dataplane, links: &[Link]) -> Result<(), DataplaneError> {
+    dataplane.lookup()?;
+    links.iter().try_for_each(|link| classifier(dataplane, link).map(drop))
+}
+
 fn classifier<'a>(
     dataplane: &'a mut Dataplane,
     link: &Link,

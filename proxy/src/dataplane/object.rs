@@ -14,7 +14,7 @@ use sheer_common::{
     verdict::Counters,
 };
 
-use super::{DataplaneError, clients::ConcurrentClients, flows::KernelFlows};
+use super::{DataplaneError, PolicyMaps, clients::ConcurrentClients, flows::KernelFlows};
 use crate::{clients::ClientTable, flow::FlowTable, policy::address, route::AddressSet, socket::Listeners};
 
 /// The kernel object of this build; empty where the build had no eBPF toolchain.
@@ -70,6 +70,8 @@ pub mod map {
     pub const BLOCKED: &str = "blocked";
     /// The programs' answer.
     pub const EXPLANATION: &str = "explanation";
+    /// Where a segment is looked at.
+    pub const SCRATCH: &str = "scratch";
     /// Whose socket lookup it is.
     pub const ASKING: &str = "asking";
     /// This host's own addresses.
@@ -110,6 +112,7 @@ pub mod map {
         COUNTERS,
         EXPLANATION,
         ASKING,
+        SCRATCH,
     ];
 }
 
@@ -117,48 +120,55 @@ pub mod map {
 ///
 /// Dropping it unloads them, except for what is pinned.
 pub struct Dataplane {
-    ebpf: Ebpf,
+    pub(super) ebpf: Ebpf,
+    /// Tables that hold nothing: what stands in the place of a policy that is gone.
+    pub(super) empty: PolicyMaps,
 }
 
 impl Dataplane {
-    /// Loads the programs into the kernel; with `trace` they tell each decision, see
+    /// Makes the maps, and readies the programs; with `trace` they tell each decision, see
     /// [`Dataplane::start_tracing`].
     ///
     /// # Errors
-    /// Without the object, without the privilege, or when the verifier refuses a program.
+    /// Without the object, or without the privilege.
     pub fn load(trace: bool) -> Result<Self, DataplaneError> {
         if OBJECT.is_empty() {
             return Err(DataplaneError::NoObject);
         }
         let level = if trace { log::Level::Debug as u8 } else { 0 };
-        let ebpf = EbpfLoader::new()
+        let mut ebpf = EbpfLoader::new()
             .override_global(aya_log::LEVEL, &level, false)
             .load(OBJECT)
             .map_err(|source| DataplaneError::Load { source })?;
-        let mut dataplane = Self { ebpf };
-        dataplane.classifier(program::ETHER)?.load().map_err(refused(program::ETHER))?;
-        dataplane.classifier(program::IP)?.load().map_err(refused(program::IP))?;
-        dataplane.classifier(program::EXPLAIN)?.load().map_err(refused(program::EXPLAIN))?;
-        dataplane.lookup()?.load().map_err(refused(program::LOOKUP))?;
-        Ok(dataplane)
+        let empty = PolicyMaps::taken_from(&mut ebpf)?;
+        Ok(Self { ebpf, empty })
     }
 
-    /// A tc program by name.
+    /// A tc program by name, loaded when it is asked for the first time: the verifier takes its time for each.
     ///
     /// # Errors
-    /// When the object has none of this name.
+    /// When the object has none of this name, or the verifier refuses it.
     pub fn classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier, DataplaneError> {
         let found = self.ebpf.program_mut(name).and_then(|p| p.try_into().ok());
-        found.ok_or(DataplaneError::Missing { what: "program", name })
+        let program: &mut SchedClassifier = found.ok_or(DataplaneError::Missing { what: "program", name })?;
+        if program.fd().is_err() {
+            program.load().map_err(refused(name))?;
+        }
+        Ok(program)
     }
 
-    /// The socket lookup program.
+    /// The socket lookup program, loaded likewise.
     ///
     /// # Errors
-    /// When the object has none.
+    /// As above.
     pub fn lookup(&mut self) -> Result<&mut SkLookup, DataplaneError> {
-        let found = self.ebpf.program_mut(program::LOOKUP).and_then(|p| p.try_into().ok());
-        found.ok_or(DataplaneError::Missing { what: "program", name: program::LOOKUP })
+        let name = program::LOOKUP;
+        let found = self.ebpf.program_mut(name).and_then(|p| p.try_into().ok());
+        let program: &mut SkLookup = found.ok_or(DataplaneError::Missing { what: "program", name })?;
+        if program.fd().is_err() {
+            program.load().map_err(refused(name))?;
+        }
+        Ok(program)
     }
 
     /// Passes the programs' decisions on to the log, as debug messages of `sheer_ebpf`, on a thread of its own

@@ -114,7 +114,7 @@ impl Stage {
         self.pins.stage.join("links").join("lookup")
     }
 
-    /// Pins the maps and programs.
+    /// Pins the maps, and the programs that have been loaded.
     ///
     /// # Errors
     /// When the kernel refuses a pin.
@@ -124,8 +124,11 @@ impl Stage {
             let map = ebpf.map(name).ok_or(DataplaneError::Missing { what: "map", name })?;
             pin_map(map, &self.pins.stage.join("maps").join(name))?;
         }
-        for name in [program::ETHER, program::IP, program::EXPLAIN, program::LOOKUP] {
+        for name in [program::ETHER, program::IP, program::LOOKUP] {
             let program = ebpf.program_mut(name).ok_or(DataplaneError::Missing { what: "program", name })?;
+            if program.fd().is_err() {
+                continue;
+            }
             let path = self.pins.stage.join("progs").join(name);
             program.pin(&path).map_err(|e| failed("pinning", &path)(io::Error::other(e)))?;
         }

@@ -5,7 +5,7 @@
 //! policies, and none waits while a long one is written.
 
 use aya::{
-    EbpfLoader, Pod,
+    Ebpf, EbpfLoader, Pod,
     maps::{Array, ArrayOfMaps, HashMap, Map, MapData, PerCpuArray, PerCpuValues},
     util::nr_cpus,
 };
@@ -45,14 +45,6 @@ impl PolicyMaps {
         Ok(maps)
     }
 
-    /// Maps that hold nothing: what stands in the place of a policy that is no longer there.
-    ///
-    /// # Errors
-    /// As above.
-    pub fn empty() -> Result<Self, DataplaneError> {
-        Self::of_sizes([1; 3])
-    }
-
     /// The object is read once more for its definitions of these maps, with the names and types that bpftool shows.
     fn of_sizes(sizes: [usize; 3]) -> Result<Self, DataplaneError> {
         let mut loader = EbpfLoader::new();
@@ -63,6 +55,10 @@ impl PolicyMaps {
             loader.map_max_entries(name, u32::try_from(size.max(1)).unwrap_or(u32::MAX));
         }
         let mut ebpf = loader.load(OBJECT).map_err(|source| DataplaneError::Load { source })?;
+        Self::taken_from(&mut ebpf)
+    }
+
+    pub(super) fn taken_from(ebpf: &mut Ebpf) -> Result<Self, DataplaneError> {
         let mut take = |name| ebpf.take_map(name).ok_or(DataplaneError::Missing { what: "map", name });
         Ok(Self([take(map::SERVICES)?, take(map::CLASSES)?, take(map::NODES)?]))
     }
@@ -82,6 +78,19 @@ fn fill<V: Pod>(
     (0..).zip(values).try_for_each(|(index, value)| array.set(index, value, 0)).map_err(refused_entry(name))
 }
 
+/// Has the programs find the tables of one of the two policies.
+fn put(ebpf: &mut Ebpf, place: u32, maps: &PolicyMaps) -> Result<(), DataplaneError> {
+    for ((_, outer), inner) in TABLES.iter().zip(&maps.0) {
+        let Map::Array(inner) = inner else {
+            return Err(DataplaneError::Missing { what: "array", name: outer });
+        };
+        let found = ebpf.map_mut(outer).ok_or(DataplaneError::Missing { what: "map", name: outer })?;
+        let mut outers = ArrayOfMaps::<_, MapData>::try_from(found).map_err(refused_entry(outer))?;
+        outers.set(place, inner, 0).map_err(refused_entry(outer))?;
+    }
+    Ok(())
+}
+
 impl Dataplane {
     /// Brings a policy into force, in one step for every packet, and lets go of the one before. `interfaces` are the
     /// kernel's numbers of the config's interfaces.
@@ -96,33 +105,22 @@ impl Dataplane {
     ) -> Result<(), DataplaneError> {
         let now = self.settings()?;
         let place = 1 - now.active.min(1);
-        let header = policy.tables().header;
-        self.put(place, maps)?;
-        self.array::<policy::Policy>(map::POLICIES)?
-            .set(place, header, 0)
-            .map_err(refused_entry(map::POLICIES))?;
+        put(&mut self.ebpf, place, maps)?;
+        let mut policies = self.array::<policy::Policy>(map::POLICIES)?;
+        policies.set(place, policy.tables().header, 0).map_err(refused_entry(map::POLICIES))?;
+        let before = policies.get(&(1 - place), 0).map_err(refused_entry(map::POLICIES))?;
         self.put_interfaces(
             place,
             interfaces.iter().copied().zip(policy.tables().interfaces.iter().copied()),
         )?;
         self.set_settings(Settings { active: place, ..now })?;
+        if before.generation == 0 {
+            return Ok(());
+        }
         // The kernel returns from an update of these maps when no program runs any more that had begun before. That
         // is what has to be waited for here: such a program may still be reading the policy before.
-        self.put(place, maps)?;
-        let empty = PolicyMaps::empty()?;
-        self.put(now.active.min(1), &empty)
-    }
-
-    fn put(&mut self, place: u32, maps: &PolicyMaps) -> Result<(), DataplaneError> {
-        for ((_, outer), inner) in TABLES.iter().zip(&maps.0) {
-            let Map::Array(inner) = inner else {
-                return Err(DataplaneError::Missing { what: "array", name: outer });
-            };
-            let found = self.map_mut(outer)?;
-            let mut outers = ArrayOfMaps::<_, MapData>::try_from(found).map_err(refused_entry(outer))?;
-            outers.set(place, inner, 0).map_err(refused_entry(outer))?;
-        }
-        Ok(())
+        put(&mut self.ebpf, place, maps)?;
+        put(&mut self.ebpf, 1 - place, &self.empty)
     }
 
     fn put_interfaces(

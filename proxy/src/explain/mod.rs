@@ -185,7 +185,7 @@ impl InForce<'_> {
     fn disagreements(&self, told: &Explanation, packet: &reference::Packet<'_>) -> Vec<Disagreement> {
         let mut found = Vec::new();
         let number = |index: Option<usize>| index.map(|index| index + 1);
-        let config = number(reference::first_match(self.config, self.own, packet));
+        let config = number(reference::first_match(&self.config.services, self.own, packet));
         let programs = (told.service != 0).then_some(told.service as usize);
         if programs != config {
             found.push(Disagreement::Service { programs, config });

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use sheer_common::policy::{SPECIAL_V4, SPECIAL_V6};
 
 use crate::{
-    config::{Config, Prefixes, Protocol, Service},
+    config::{Prefixes, Protocol, Service},
     route::AddressSet,
 };
 
@@ -83,9 +83,9 @@ fn special_ranges() -> impl Iterator<Item = IpNet> {
 
 /// The number of the first service that takes a packet, in the order of the config. `own` are this host's addresses.
 #[must_use]
-pub fn first_match(config: &Config, own: &AddressSet, packet: &Packet<'_>) -> Option<usize> {
+pub fn first_match(services: &[Service], own: &AddressSet, packet: &Packet<'_>) -> Option<usize> {
     let destination = Destination::of(packet.to.ip(), own);
-    config.services.iter().position(|service| first_miss(service, destination, packet).is_none())
+    services.iter().position(|service| first_miss(service, destination, packet).is_none())
 }
 
 /// The first thing about a packet that a service does not take; none: it takes the packet. `destination` is the
@@ -158,7 +158,7 @@ mod tests {
             interface,
         };
         let own = own.iter().map(|a| a.parse().unwrap()).collect();
-        first_match(&config(services), &own, &packet)
+        first_match(services, &own, &packet)
     }
 
     #[test]
@@ -296,7 +296,7 @@ mod tests {
                 let class = tables.interfaces.get(at).copied().unwrap_or(tables.header.any_interface);
                 let by_tables = tables.first_match(&key, own.contains(&to.ip()), class);
                 assert_eq!(
-                    first_match(&config, &own, &packet),
+                    first_match(&config.services, &own, &packet),
                     by_tables,
                     "round {round}: {packet:?} {services:#?}"
                 );

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     admin,
     config::Config,
-    dataplane::{AttachPlan, Attachments, Dataplane, Pins, clsact},
+    dataplane::{AttachPlan, Attachments, Dataplane, Pins, attach, clsact},
     doctor,
     instance::{ClsactState, Places, State},
     limit,
@@ -108,6 +108,7 @@ async fn make(
     if config.trace {
         dataplane.start_tracing()?;
     }
+    attach::load_programs(&mut dataplane, &links)?;
     stage.pin(&mut dataplane)?;
     stage.pin_tables(&first.maps)?;
     let tables = dataplane.flow_tables(config.workers)?;

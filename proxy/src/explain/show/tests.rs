@@ -32,7 +32,7 @@ fn answer() -> Answer {
     };
     let config = config(&[ports("ssh", "22"), from("lan", "10.0.0.0/8 192.168.0.0/16"), web()]);
     let own = AddressSet::new();
-    let found = reference::first_match(&config, &own, &asked);
+    let found = reference::first_match(&config.services, &own, &asked);
     Answer {
         packet,
         interface: Interface {

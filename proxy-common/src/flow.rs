@@ -120,8 +120,8 @@ pub struct Flow {
 }
 assert_size!(Flow, 56);
 
-/// What tc found out about a new connection that its accepted socket does not tell: value of the `openings` map,
-/// written only under a policy that distinguishes interfaces.
+/// What tc found out about a new connection: value of the `openings` map. Written where the accepted socket does not
+/// tell it (a policy that distinguishes interfaces), and where the stack has to look for the listener by itself.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Opening {
@@ -129,8 +129,14 @@ pub struct Opening {
     pub service: u32,
     /// The interface by which it came in, as the kernel numbers it.
     pub interface: u32,
+    /// When: nanoseconds of CLOCK_MONOTONIC_COARSE.
+    pub at_ns: u64,
 }
-assert_size!(Opening, 8);
+assert_size!(Opening, 16);
+
+/// For how long an opening answers the stack's search for a listener, which follows at once: older ones may be of a
+/// connection before.
+pub const OPENING_FRESH_NS: u64 = 1_000_000_000;
 
 /// Capacity of the `openings` map: handshakes under way. The oldest go when it is full.
 pub const MAX_OPENINGS: usize = 1 << 14;

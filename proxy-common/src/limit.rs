@@ -45,7 +45,7 @@ impl Limit {
         }
     }
 
-    /// One more connection now (nanoseconds of CLOCK_MONOTONIC_COARSE) of a client that is allowed its next one at
+    /// One more connection now (nanoseconds of CLOCK_MONOTONIC) of a client that is allowed its next one at
     /// `allowed_at_ns`: when the one after is due, or nothing where this one comes too fast.
     ///
     /// The generic cell rate algorithm (ITU-T I.371): a token bucket that needs one number.
@@ -57,10 +57,10 @@ impl Limit {
     }
 }
 
-/// The `service` of a key in `blocked` that counts for all services: a block by hand.
+/// The `service` of a key in `blocked_by_hand`.
 pub const ALL_SERVICES: u32 = u32::MAX;
 
-/// A client of a service: key of the maps `limits`, `concurrent` and `blocked`.
+/// A client of a service: key of the maps `limits`, `concurrent`, `blocked` and `blocked_by_hand`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClientKey {
@@ -105,7 +105,7 @@ impl ClientKey {
 }
 
 /// What is remembered of a client under a rate limit: value of the `limits` map. Times are nanoseconds of
-/// CLOCK_MONOTONIC_COARSE.
+/// CLOCK_MONOTONIC.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Client {
@@ -118,7 +118,7 @@ pub struct Client {
 }
 assert_size!(Client, 24);
 
-/// Value of the `blocked` map. Times as above.
+/// Value of the maps `blocked` and `blocked_by_hand`. Times as above.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Block {
@@ -137,7 +137,8 @@ pub const MAX_CLIENTS: usize = 1 << 16;
 /// Capacity of the `concurrent` map: clients that have connections of services with such a limit.
 pub const MAX_CONCURRENT: usize = 1 << 18;
 
-/// Capacity of the `blocked` map; beyond it the oldest blocks are forgotten.
+/// Capacity of the maps `blocked`, where the oldest blocks are forgotten beyond it, and `blocked_by_hand`, which then
+/// takes no more.
 pub const MAX_BLOCKED: usize = 1 << 13;
 
 #[cfg(test)]

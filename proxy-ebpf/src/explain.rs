@@ -2,7 +2,6 @@
 //! it came about.
 
 use sheer_common::{
-    abi::Settings,
     explain::{Explanation, KnownSocket},
     flow::FlowKey,
     verdict::Verdict,
@@ -11,7 +10,7 @@ use sheer_common::{
 use crate::{
     kernel::{Socket, State},
     maps::explanation,
-    policy::{self, Question},
+    policy::{self, Now, Question},
 };
 
 /// Lets `write` at the answer, where one is asked for.
@@ -25,7 +24,7 @@ fn answer<const DRY: bool>(write: impl FnOnce(&mut Explanation)) {
 
 /// The destination was looked up, and with it the service.
 #[inline(always)]
-pub fn matched<const DRY: bool>(now: &Settings, question: &Question<'_>, service: Option<u32>) {
+pub fn matched<const DRY: bool>(now: &Now, question: &Question<'_>, service: Option<u32>) {
     answer::<DRY>(|e| {
         e.own = question.own.into();
         e.classes = question.classes;
@@ -36,7 +35,7 @@ pub fn matched<const DRY: bool>(now: &Settings, question: &Question<'_>, service
 
 /// The tuple's socket was looked for.
 #[inline(always)]
-pub fn socket<const DRY: bool>(now: &Settings, found: Option<&Socket>) {
+pub fn socket<const DRY: bool>(now: &Now, found: Option<&Socket>) {
     answer::<DRY>(|e| {
         e.socket = match found.map(Socket::state) {
             None => KnownSocket::None,
@@ -51,7 +50,7 @@ pub fn socket<const DRY: bool>(now: &Settings, found: Option<&Socket>) {
 
 /// A listener takes the connection.
 #[inline(always)]
-pub fn listener<const DRY: bool>(now: &Settings, key: &FlowKey) {
+pub fn listener<const DRY: bool>(now: &Now, key: &FlowKey) {
     answer::<DRY>(|e| e.worker = policy::worker(now, key) + 1);
 }
 

@@ -90,7 +90,7 @@ impl Socket {
     }
 
     /// The socket that the stack would give a packet of this tuple to, of any state, but for the listener that our own
-    /// socket lookup would name.
+    /// socket lookup would name: it is not asked.
     #[inline(always)]
     pub fn of_tuple(ctx: &TcContext, key: &FlowKey) -> Option<Self> {
         // Zeroed first: the helper reads all of it, and the verifier wants every byte written.
@@ -193,10 +193,12 @@ impl Socket {
 ///
 /// On the stack it remembers by which way each byte came there, and follows for each way anew what is done with them:
 /// many times the instructions, and time at every start. The stack is small besides.
+///
+/// A test run, with `DRY`, has a place of its own: a packet may come in between.
 #[inline(always)]
-pub fn room_for_segment() -> Option<&'static mut Segment> {
+pub fn room_for_segment<const DRY: bool>() -> Option<&'static mut Segment> {
     // SAFETY: the map is per CPU, and a program at tc is not interrupted by another one on its CPU.
-    scratch.get_ptr_mut(0).map(|room| unsafe { &mut *room })
+    scratch.get_ptr_mut(u32::from(DRY)).map(|room| unsafe { &mut *room })
 }
 
 /// Whether it is a program of ours, at tc on this CPU, that searches for a listener.

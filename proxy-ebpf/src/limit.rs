@@ -1,8 +1,7 @@
 //! How much one client may take: asked before a new connection costs anything.
 
-use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_coarse_ns};
+use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_ns};
 use sheer_common::{
-    abi::Settings,
     flow::FlowKey,
     limit::{Block, Client, ClientKey},
     policy::Service,
@@ -10,32 +9,37 @@ use sheer_common::{
 };
 
 use crate::{
-    maps::{blocked, concurrent, limits},
+    maps::{blocked, blocked_by_hand as by_hand, concurrent, limits},
+    policy::Now,
     stats,
 };
 
-/// Why a new connection is refused. With `DRY` nothing is written: it is only asked.
+/// Nanoseconds of CLOCK_MONOTONIC. The coarse clock's steps of some milliseconds would be longer than the time between
+/// two connections may be.
 #[inline(always)]
-pub fn refusal<const DRY: bool>(now: &Settings, service: &Service, key: &FlowKey) -> Option<Verdict> {
-    if now.blocking == 0 && !service.limit.is_set() {
-        return None;
-    }
-    refused::<DRY>(now, service, key)
+fn time() -> u64 {
+    // SAFETY: no more than the time is asked.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// Whether somebody has shut this client out of all services. With `DRY` nothing is written: it is only asked.
+#[inline(always)]
+pub fn blocked_by_hand<const DRY: bool>(now: &Now, key: &FlowKey) -> bool {
+    now.blocking != 0 && stands::<DRY>(by_hand.get_ptr_mut(&ClientKey::by_hand(key.family, key.src)), time())
+}
+
+/// Why the service refuses a new connection of this client.
+#[inline(always)]
+pub fn refusal<const DRY: bool>(service: &Service, key: &FlowKey) -> Option<Verdict> {
+    if service.limit.is_set() { refused::<DRY>(service, key) } else { None }
 }
 
 #[inline(never)]
-fn refused<const DRY: bool>(now: &Settings, service: &Service, key: &FlowKey) -> Option<Verdict> {
-    // SAFETY: no more than the time is asked.
-    let time = unsafe { bpf_ktime_get_coarse_ns() };
-    if now.blocking != 0 && is_blocked::<DRY>(&ClientKey::by_hand(key.family, key.src), time) {
-        return Some(Verdict::DropBlocked);
-    }
+fn refused<const DRY: bool>(service: &Service, key: &FlowKey) -> Option<Verdict> {
     let limit = &service.limit;
-    if !limit.is_set() {
-        return None;
-    }
     let client = ClientKey::of(service.id, limit, key);
-    if limit.block_ns != 0 && is_blocked::<DRY>(&client, time) {
+    let time = time();
+    if limit.block_ns != 0 && stands::<DRY>(blocked.get_ptr_mut(&client), time) {
         return Some(Verdict::DropBlocked);
     }
     // SAFETY: the value is one number, read once.
@@ -50,8 +54,8 @@ fn refused<const DRY: bool>(now: &Settings, service: &Service, key: &FlowKey) ->
 }
 
 #[inline(always)]
-fn is_blocked<const DRY: bool>(client: &ClientKey, time: u64) -> bool {
-    let Some(block) = blocked.get_ptr_mut(client) else { return false };
+fn stands<const DRY: bool>(block: Option<*mut Block>, time: u64) -> bool {
+    let Some(block) = block else { return false };
     // SAFETY: the entry's memory stays a block while the program runs (RCU); a count may be lost between two CPUs, or
     // go to an entry that has just been given to another client.
     unsafe {

@@ -1,21 +1,20 @@
 //! The stack's search for a listener.
 //!
 //! tc gives new connections to a listener itself. Where it only marks (a SYN on TIME_WAIT, the answer to a
-//! SYN cookie) the stack comes here, because no listener is bound to a foreign address.
+//! SYN cookie) it notes the connection, and the stack comes here, because no listener is bound to a foreign address.
 
 use core::ptr::read_volatile as read;
 
 use aya_ebpf::programs::SkLookupContext;
 use sheer_common::{
     abi::{Address, Family},
-    classify::Node,
     flow::FlowKey,
     verdict::{HelperFailure, Verdict},
 };
 
 use crate::{
     kernel::is_asking,
-    policy::{self, From, Question},
+    policy::{self, ANY_TO_PROXY, Question},
     stats,
 };
 
@@ -40,15 +39,17 @@ fn assign(ctx: &SkLookupContext) -> Option<Verdict> {
     if is_asking() {
         return None;
     }
-    let now = policy::current()?;
     let key = key(ctx)?;
-    let own = policy::is_own(&key);
-    // Packets for this host's own services come through here too: they must stay theirs, and quickly.
-    if own && policy::in_force(now)?.own.of(key.family) == Node::default() {
-        return None;
+    let now = &policy::current()?;
+    // Everybody's search comes through here: for this host's own services, of local processes, of the proxy itself. Of
+    // those for its own addresses only what tc has just given to the proxy is ours. A foreign address is delivered
+    // here because it was marked; not all that way the socket stays assigned (a bridge lets go of it).
+    if !policy::is_fresh_opening(&key) {
+        if policy::is_own(&key) {
+            return None;
+        }
+        Question::new(&key, ANY_TO_PROXY, false).first_match(now)?;
     }
-    // tc has seen the packet's interface, and decided by it; the search goes on for what tc has marked.
-    Question::new(&key, From::AnyToProxy, own).first_match(now)?;
     let listener = policy::listener(now, &key)?;
     if listener.take_lookup(ctx).is_err() {
         stats::failure(HelperFailure::LookupAssign);

@@ -9,14 +9,15 @@
 //! | `services`, `classes`, `nodes` | proxy, made anew for each policy to its size | programs, by `policy_services`, `policy_classes`, `policy_nodes` | as needed: 4,096 services, 262,144 classes | the config is refused |
 //! | `interfaces` | proxy, for the policy that comes | programs, if a service asks for certain interfaces | 2 × 1,024 | the config is refused |
 //! | `service_counters` | programs | `sheer services` | 8,192, per CPU | cannot be |
-//! | `openings` | programs, if a service asks for certain interfaces | proxy, at accept | 16,384 | the oldest go; the proxy then takes the first service that fits without the interface |
+//! | `openings` | `ingress`: each connection if a service asks for certain interfaces, else those whose listener the stack has to look for | the socket lookup; proxy, at accept | 16,384 | the oldest go; the proxy then takes the first service that fits by any interface |
 //! | `limits` | programs | programs | 65,536 | the clients that were quiet for the longest are forgotten |
 //! | `concurrent` | proxy | programs | 262,144 | the proxy refuses what the programs do not |
-//! | `blocked` | programs and `sheer block` | programs, `sheer blocked` | 8,192 | the oldest blocks are forgotten |
+//! | `blocked` | programs | programs, `sheer blocked` | 8,192 | the oldest blocks are forgotten |
+//! | `blocked_by_hand` | `sheer block` | programs, `sheer blocked` | 8,192 | `sheer block` says so |
 //! | `local_addresses` | proxy, at start and on every change of address | programs | 4,096 | the proxy says so; the rest are taken for foreign |
 //! | `counters` | programs | `sheer status` | 1, per CPU | cannot be |
 //! | `explanation` | `sheer_explain` | `sheer explain` | 1 | cannot be |
-//! | `scratch` | `ingress` | `ingress` | 1, per CPU | cannot be |
+//! | `scratch` | `ingress`, `sheer_explain` | the same | 2, per CPU | cannot be |
 //! | `asking` | `ingress`, around its socket lookups | the socket lookup | 1, per CPU | cannot be |
 //!
 //! A policy is made aside and comes in force by one number in `settings`: see [`crate::policy`].
@@ -92,6 +93,10 @@ pub static concurrent: HashMap<ClientKey, u32, MAX_CONCURRENT, { BPF_F_NO_PREALL
 #[btf_map]
 pub static blocked: LruHashMap<ClientKey, Block, MAX_BLOCKED> = LruHashMap::new();
 
+// Apart, because a flood of clients that earn a block must not push out those that somebody has named.
+#[btf_map]
+pub static blocked_by_hand: HashMap<ClientKey, Block, MAX_BLOCKED> = HashMap::new();
+
 #[btf_map]
 pub static local_addresses: HashMap<LocalAddress, u32, 4096> = HashMap::new();
 
@@ -105,4 +110,4 @@ pub static explanation: Array<Explanation, 1> = Array::new();
 pub static asking: PerCpuArray<u32, 1> = PerCpuArray::new();
 
 #[btf_map]
-pub static scratch: PerCpuArray<Segment, 1> = PerCpuArray::new();
+pub static scratch: PerCpuArray<Segment, 2> = PerCpuArray::new();

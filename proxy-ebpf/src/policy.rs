@@ -1,28 +1,51 @@
 //! Which service takes a new connection: [`sheer_common::classify`] over the maps of the policy in force.
 //!
 //! `settings` names one of two policies. The proxy writes the tables of the next one into the other place and then
-//! changes that number, so that a packet is judged by one policy or the other and never by a mixture: every
-//! program reads the number once.
+//! changes that number, so that a packet is judged by one policy or the other and never by a mixture: a
+//! program reads the number once, into [`Now`].
 
+use core::ops::Deref;
+
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use sheer_common::{
     abi::{LocalAddress, Settings, listener_slot},
-    classify::{Class, Classes, Row, Tables},
-    flow::FlowKey,
+    classify::{Class, Classes, Node, Row, Tables},
+    flow::{FlowKey, OPENING_FRESH_NS},
     policy::{Interface, MAX_SERVICES, Policy, Service},
 };
 
 use crate::{
     kernel::Socket,
     maps::{
-        Table, interfaces, listeners, local_addresses, policies, policy_classes, policy_nodes,
+        Table, interfaces, listeners, local_addresses, openings, policies, policy_classes, policy_nodes,
         policy_services, settings,
     },
 };
 
-/// The settings, or nothing where the proxy has not written them yet: then every packet passes.
+/// What a packet is judged under: the settings, and of the number in them that changes while packets come one reading.
+#[derive(Clone, Copy)]
+pub struct Now {
+    settings: &'static Settings,
+    /// Which policy.
+    pub active: u32,
+}
+
+impl Deref for Now {
+    type Target = Settings;
+
+    #[inline(always)]
+    fn deref(&self) -> &Settings {
+        self.settings
+    }
+}
+
+/// What holds now, or nothing where the proxy has not written the settings yet: then every packet passes.
 #[inline(always)]
-pub fn current() -> Option<&'static Settings> {
-    settings.get(0).filter(|s| s.mark != 0)
+pub fn current() -> Option<Now> {
+    let found = settings.get(0).filter(|s| s.mark != 0)?;
+    // SAFETY: a map value. Volatile, so that it is not read again where it is used.
+    let active = unsafe { (&raw const found.active).read_volatile() };
+    Some(Now { settings: found, active })
 }
 
 /// Whether the destination is one of this host's own addresses.
@@ -32,9 +55,30 @@ pub fn is_own(key: &FlowKey) -> bool {
     unsafe { local_addresses.get(&LocalAddress::new(key.family, key.dst)) }.is_some()
 }
 
+/// Whether tc has just given this connection to the proxy.
+#[inline(always)]
+pub fn is_fresh_opening(key: &FlowKey) -> bool {
+    // SAFETY: the entry may go to another connection meanwhile; it is then as fresh as that one.
+    unsafe { openings.get(key) }.is_some_and(|opening| coarse_now() - opening.at_ns < OPENING_FRESH_NS)
+}
+
+/// Whether the workers need to be told of interfaces: they may still go by the policy before.
+#[inline(always)]
+pub fn by_interface() -> bool {
+    let one = |place| policies.get(place).is_some_and(|policy| policy.by_interface != 0);
+    one(0) || one(1)
+}
+
+/// Nanoseconds of CLOCK_MONOTONIC_COARSE.
+#[inline(always)]
+pub fn coarse_now() -> u64 {
+    // SAFETY: no more than the time is asked.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
 /// The policy in force.
 #[inline(always)]
-pub fn in_force(now: &Settings) -> Option<&'static Policy> {
+pub fn in_force(now: &Now) -> Option<&'static Policy> {
     policies.get(now.active)
 }
 
@@ -56,19 +100,15 @@ impl Tables for InForce {
     }
 }
 
-/// By which interfaces a service is asked for.
-#[derive(Clone, Copy)]
-pub enum From {
-    /// The one that a packet came in by, as the kernel numbers it.
-    Interface(u32),
-    /// Whatever the interface, but only services that the proxy stands behind.
-    AnyToProxy,
-}
+/// Instead of an interface, of which none has this number: whatever it is, but only services that the proxy stands
+/// behind.
+pub const ANY_TO_PROXY: u32 = 0;
 
 /// Who takes a tuple?
 pub struct Question<'a> {
     pub key: &'a FlowKey,
-    pub from: From,
+    /// The interface that it comes in by, as the kernel numbers it; [`ANY_TO_PROXY`].
+    pub interface: u32,
     /// Its destination is one of this host's own addresses.
     pub own: bool,
     /// Its classes, once it has been answered.
@@ -77,13 +117,13 @@ pub struct Question<'a> {
 
 impl<'a> Question<'a> {
     #[inline(always)]
-    pub fn new(key: &'a FlowKey, from: From, own: bool) -> Self {
-        Self { key, from, own, classes: Classes::default() }
+    pub fn new(key: &'a FlowKey, interface: u32, own: bool) -> Self {
+        Self { key, interface, own, classes: Classes::default() }
     }
 
     /// The number of the first service.
     #[inline(always)]
-    pub fn first_match(&mut self, now: &Settings) -> Option<u32> {
+    pub fn first_match(&mut self, now: &Now) -> Option<u32> {
         // A number that no service has stands for none: a function of a program returns one register.
         let number = first_match(now, self);
         (number < MAX_SERVICES as u32).then_some(number)
@@ -91,42 +131,49 @@ impl<'a> Question<'a> {
 }
 
 #[inline(never)]
-fn first_match(now: &Settings, question: &mut Question<'_>) -> u32 {
+fn first_match(now: &Now, question: &mut Question<'_>) -> u32 {
     found(now, question).unwrap_or(u32::MAX)
 }
 
 #[inline(always)]
-fn found(now: &Settings, question: &mut Question<'_>) -> Option<u32> {
+fn found(now: &Now, question: &mut Question<'_>) -> Option<u32> {
     let policy = in_force(now)?;
     let tables = InForce { nodes: policy_nodes.get(now.active)?, classes: policy_classes.get(now.active)? };
-    let interface = match question.from {
-        From::AnyToProxy => policy.proxied,
-        From::Interface(index) if policy.by_interface != 0 => {
-            let key = Interface { policy: now.active, index };
-            // SAFETY: an entry is written before its policy is in force, and not again while it is.
-            unsafe { interfaces.get(&key) }.map_or(policy.any_interface, |class| *class)
+    let mut interface = policy.any_interface;
+    if question.interface == ANY_TO_PROXY {
+        interface = policy.proxied;
+    } else if policy.by_interface != 0 {
+        let key = Interface { policy: now.active, index: question.interface };
+        // SAFETY: an entry is written before its policy is in force, and not again while it is.
+        if let Some(class) = unsafe { interfaces.get(&key) } {
+            interface = *class;
         }
-        From::Interface(_) => policy.any_interface,
-    };
+    }
     question.classes = Classes::of(&tables, policy, question.key, question.own, interface);
     question.classes.first_match(&tables)
 }
 
+/// Whether some service names single addresses of this family, which may be this host's own.
+#[inline(always)]
+pub fn names_own(now: &Now, key: &FlowKey) -> bool {
+    in_force(now).is_some_and(|policy| policy.own.of(key.family) != Node::default())
+}
+
 /// A service by its number.
 #[inline(always)]
-pub fn service(now: &Settings, number: u32) -> Option<&'static Service> {
+pub fn service(now: &Now, number: u32) -> Option<&'static Service> {
     policy_services.get(now.active)?.get(number)
 }
 
 /// The worker that a connection belongs to.
 #[inline(always)]
-pub fn worker(now: &Settings, key: &FlowKey) -> u32 {
+pub fn worker(now: &Now, key: &FlowKey) -> u32 {
     if now.workers == 0 { 0 } else { key.hash() % now.workers }
 }
 
 /// The listener for a connection: of the worker that its tuple's hash names. Nothing while the proxy is down or leaving.
 #[inline(always)]
-pub fn listener(now: &Settings, key: &FlowKey) -> Option<Socket> {
+pub fn listener(now: &Now, key: &FlowKey) -> Option<Socket> {
     if now.draining != 0 {
         return None;
     }

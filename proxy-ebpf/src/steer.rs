@@ -5,11 +5,10 @@
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
-    helpers::generated::bpf_ktime_get_coarse_ns,
     programs::TcContext,
 };
 use sheer_common::{
-    abi::{Protocol, Settings},
+    abi::Protocol,
     flow::{FlowKey, Opening},
     policy::{Action, Service, WhenDown, is_special},
     verdict::{HelperFailure, Verdict},
@@ -21,7 +20,7 @@ use crate::{
     kernel::{Frame, Socket, State, room_for_segment},
     limit,
     maps::{flows, openings},
-    policy::{self, From, Question},
+    policy::{self, Now, Question},
     stats, trace,
 };
 
@@ -32,7 +31,7 @@ pub fn ingress(ctx: &TcContext, layer: Layer) -> i32 {
         stats::failure(HelperFailure::MapLookup);
         return TC_ACT_UNSPEC;
     };
-    let verdict = decide::<false>(ctx, layer, now);
+    let verdict = decide::<false>(ctx, layer, &now);
     stats::verdict(verdict);
     if verdict.steers() {
         ctx.set_mark(now.mark);
@@ -45,16 +44,16 @@ pub fn ingress(ctx: &TcContext, layer: Layer) -> i32 {
 #[inline(always)]
 pub fn explain(ctx: &TcContext, layer: Layer) -> i32 {
     if let Some(now) = policy::current() {
-        explain::verdict(decide::<true>(ctx, layer, now));
+        explain::verdict(decide::<true>(ctx, layer, &now));
     }
     TC_ACT_UNSPEC
 }
 
 /// With `DRY` nothing is changed: no count, no entry, no socket given.
 #[inline(always)]
-fn decide<const DRY: bool>(ctx: &TcContext, layer: Layer, now: &Settings) -> Verdict {
+fn decide<const DRY: bool>(ctx: &TcContext, layer: Layer, now: &Now) -> Verdict {
     let frame = Frame(ctx);
-    let Some(segment) = room_for_segment() else {
+    let Some(segment) = room_for_segment::<DRY>() else {
         stats::failure(HelperFailure::MapLookup);
         return Verdict::PassMalformed;
     };
@@ -69,8 +68,8 @@ fn decide<const DRY: bool>(ctx: &TcContext, layer: Layer, now: &Settings) -> Ver
         open::<DRY>(ctx, &segment.key, now)
     } else if known::<DRY>(ctx, segment) {
         return Verdict::SteerFlow;
-    } else if policy::is_own(&segment.key) {
-        // Delivered here without our help, also where a service names the address.
+    } else if policy::is_own(&segment.key) && !policy::names_own(now, &segment.key) {
+        // Delivered here without our help, whatever it is.
         Verdict::PassLocal
     } else {
         orphan::<DRY>(&frame, segment, now)
@@ -93,7 +92,7 @@ fn known<const DRY: bool>(ctx: &TcContext, segment: &Segment) -> bool {
         unsafe {
             (*flow).packets += 1;
             (*flow).bytes += u64::from(ctx.len() - segment.ip_offset);
-            (*flow).last_seen_ns = bpf_ktime_get_coarse_ns();
+            (*flow).last_seen_ns = policy::coarse_now();
         }
     }
     true
@@ -102,7 +101,7 @@ fn known<const DRY: bool>(ctx: &TcContext, segment: &Segment) -> bool {
 /// An ICMP message. An error about a packet that the proxy sent from a foreign address goes to that address;
 /// the stack finds the socket by the packet inside, once the error is delivered here.
 #[inline(never)]
-fn complaint(frame: &Frame<'_>, segment: &mut Segment, now: &Settings) -> Verdict {
+fn complaint(frame: &Frame<'_>, segment: &mut Segment, now: &Now) -> Verdict {
     if icmp::embedded(frame, segment).is_none() {
         return Verdict::PassOtherProtocol;
     }
@@ -114,13 +113,9 @@ fn complaint(frame: &Frame<'_>, segment: &mut Segment, now: &Settings) -> Verdic
 
 /// The service that takes a tuple, or why none does.
 #[inline(always)]
-fn service<const DRY: bool>(
-    ctx: &TcContext,
-    key: &FlowKey,
-    now: &Settings,
-) -> Result<&'static Service, Verdict> {
+fn service<const DRY: bool>(ctx: &TcContext, key: &FlowKey, now: &Now) -> Result<&'static Service, Verdict> {
     let own = policy::is_own(key);
-    let mut question = Question::new(key, From::Interface(Frame(ctx).interface()), own);
+    let mut question = Question::new(key, Frame(ctx).interface(), own);
     let number = question.first_match(now);
     explain::matched::<DRY>(now, &question, number);
     match number.and_then(|number| policy::service(now, number)) {
@@ -132,7 +127,7 @@ fn service<const DRY: bool>(
 
 /// A UDP datagram: each one is judged by itself.
 #[inline(never)]
-fn datagram<const DRY: bool>(ctx: &TcContext, key: &FlowKey, now: &Settings) -> Verdict {
+fn datagram<const DRY: bool>(ctx: &TcContext, key: &FlowKey, now: &Now) -> Verdict {
     if policy::in_force(now).is_none_or(|policy| policy.takes_udp == 0) {
         return Verdict::PassNoService;
     }
@@ -140,22 +135,30 @@ fn datagram<const DRY: bool>(ctx: &TcContext, key: &FlowKey, now: &Settings) -> 
         Ok(service) => service,
         Err(none) => return none,
     };
+    let verdict = if limit::blocked_by_hand::<DRY>(now, key) {
+        Verdict::DropBlocked
+    } else if service.action == Action::Drop {
+        Verdict::DropService
+    } else {
+        Verdict::PassService
+    };
     if !DRY {
-        stats::hit(service, false);
+        stats::hit(service, verdict == Verdict::DropBlocked);
     }
-    if service.action == Action::Drop { Verdict::DropService } else { Verdict::PassService }
+    verdict
 }
 
 /// A SYN. The flow table is not asked: an entry may be left from a proxy that is gone.
 #[inline(never)]
-fn open<const DRY: bool>(ctx: &TcContext, key: &FlowKey, now: &Settings) -> Verdict {
+fn open<const DRY: bool>(ctx: &TcContext, key: &FlowKey, now: &Now) -> Verdict {
     let service = match service::<DRY>(ctx, key, now) {
         Ok(service) => service,
         Err(none) => return none,
     };
     let verdict = match service.action {
+        _ if limit::blocked_by_hand::<DRY>(now, key) => Verdict::DropBlocked,
         Action::Proxy => proxy::<DRY>(ctx, key, now, service),
-        Action::Pass => limit::refusal::<DRY>(now, service, key).unwrap_or(Verdict::PassService),
+        Action::Pass => limit::refusal::<DRY>(service, key).unwrap_or(Verdict::PassService),
         Action::Drop | Action::None => Verdict::DropService,
     };
     // The SYN of a handshake that is under way has been counted before.
@@ -168,7 +171,7 @@ fn open<const DRY: bool>(ctx: &TcContext, key: &FlowKey, now: &Settings) -> Verd
 
 /// A SYN for a service that the proxy stands behind.
 #[inline(never)]
-fn proxy<const DRY: bool>(ctx: &TcContext, key: &FlowKey, now: &Settings, service: &Service) -> Verdict {
+fn proxy<const DRY: bool>(ctx: &TcContext, key: &FlowKey, now: &Now, service: &Service) -> Verdict {
     let Some(listener) = policy::listener(now, key) else {
         // While the proxy leaves, a SYN may be the repeated one of a handshake that it still finishes.
         let under_way =
@@ -196,11 +199,11 @@ fn proxy<const DRY: bool>(ctx: &TcContext, key: &FlowKey, now: &Settings, servic
             State::Full | State::Listen => {}
         }
     }
-    if let Some(refusal) = limit::refusal::<DRY>(now, service, key) {
+    if let Some(refusal) = limit::refusal::<DRY>(service, key) {
         return refusal;
     }
-    if !DRY {
-        note_opening(ctx, key, now, service);
+    if !DRY && (waits || policy::by_interface()) {
+        note_opening(ctx, key, service);
     }
     if waits {
         return Verdict::SteerTimeWait;
@@ -212,14 +215,13 @@ fn proxy<const DRY: bool>(ctx: &TcContext, key: &FlowKey, now: &Settings, servic
     Verdict::SteerNew
 }
 
-/// Writes down for the proxy what the accepted socket will not tell it: the interface, and so the service.
+/// Writes down what the socket lookup and the proxy cannot find out for themselves.
 #[inline(always)]
-fn note_opening(ctx: &TcContext, key: &FlowKey, now: &Settings, service: &Service) {
-    if policy::in_force(now).is_some_and(|policy| policy.by_interface != 0) {
-        let opening = Opening { service: service.id, interface: Frame(ctx).interface() };
-        if openings.insert(key, &opening, 0).is_err() {
-            stats::failure(HelperFailure::OpeningInsert);
-        }
+fn note_opening(ctx: &TcContext, key: &FlowKey, service: &Service) {
+    let opening =
+        Opening { service: service.id, interface: Frame(ctx).interface(), at_ns: policy::coarse_now() };
+    if openings.insert(key, &opening, 0).is_err() {
+        stats::failure(HelperFailure::OpeningInsert);
     }
 }
 
@@ -241,32 +243,36 @@ fn forget(key: &FlowKey) {
 /// A segment of no known flow: the rest of a handshake, the end of a connection, the server's answer to our
 /// SYN before the proxy has made the entry, or a connection that is none of ours.
 #[inline(never)]
-fn orphan<const DRY: bool>(frame: &Frame<'_>, segment: &Segment, now: &Settings) -> Verdict {
+fn orphan<const DRY: bool>(frame: &Frame<'_>, segment: &Segment, now: &Now) -> Verdict {
     let met = Socket::of_tuple(frame.0, &segment.key);
     explain::socket::<DRY>(now, met.as_ref());
     if let Some(socket) = met {
         match socket.state() {
-            // The destination is not this host's own, so this can only be the rest of a transparent socket.
+            // Where the destination is not this host's own, this can only be the rest of a transparent socket; where
+            // it is, the packet is delivered here either way.
             State::TimeWait | State::Request => return Verdict::SteerSocket,
             State::Full if socket.mark() == Some(now.mark) => return Verdict::SteerSocket,
             State::Full => return Verdict::PassForeignSocket,
             State::Listen => {}
         }
     }
-    if segment.may_answer_cookie() && answers_cookie(frame, segment, now) {
+    if segment.may_answer_cookie()
+        && let Some(service) = answers_cookie(frame, segment, now)
+    {
+        if !DRY {
+            note_opening(frame.0, &segment.key, service);
+        }
         return Verdict::SteerCookie;
     }
     Verdict::PassNoSocket
 }
 
-/// A connection that was under way before its service came must not reach the listener, which would reset
-/// it; only a cookie that the listener itself made recently lets a segment in.
+/// The service whose listener made the cookie that a segment answers, recently. A connection that was under way
+/// before its service came must not reach the listener, which would reset it.
 #[inline(never)]
-fn answers_cookie(frame: &Frame<'_>, segment: &Segment, now: &Settings) -> bool {
-    let from = From::Interface(frame.interface());
-    Question::new(&segment.key, from, false)
-        .first_match(now)
-        .and_then(|number| policy::service(now, number))
-        .is_some_and(|service| service.action == Action::Proxy)
-        && policy::listener(now, &segment.key).is_some_and(|l| l.sent_cookie(frame, segment))
+fn answers_cookie(frame: &Frame<'_>, segment: &Segment, now: &Now) -> Option<&'static Service> {
+    let key = &segment.key;
+    let number = Question::new(key, frame.interface(), policy::is_own(key)).first_match(now)?;
+    let service = policy::service(now, number).filter(|service| service.action == Action::Proxy)?;
+    policy::listener(now, key)?.sent_cookie(frame, segment).then_some(service)
 }

@@ -55,7 +55,7 @@ pub enum Command {
     Unblock(UnblockArgs),
     /// Let an instance finish its connections and leave.
     Drain(InstanceArgs),
-    /// Remove every trace of an instance that is dead.
+    /// Remove every trace of an instance, running or dead; connections of a running one are reset.
     Cleanup(InstanceArgs),
 }
 

@@ -115,6 +115,12 @@ fn reload(args: &ReloadArgs) -> Outcome {
     // The instance may have been started in another directory.
     let file = args.config.as_ref().map(path::absolute).transpose()?;
     let done = asked(&args.of.instance, &Request::Reload { file })?;
+    if let Some(mistakes) = done["mistakes"].as_str() {
+        // As `sheer check` shows them.
+        let _ = writeln!(io::stderr(), "{mistakes}");
+        complain(&format_args!("instance `{}` goes on as it was", args.of.instance));
+        return Ok(ExitCode::from(WRONG_USE));
+    }
     print(&format!("in force: {}\n", done["in_force"].as_str().unwrap_or("nothing known")))
 }
 

@@ -3,7 +3,6 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::config::Existing;
 use crate::flow::Opening;
 use crate::policy::{Policy, Service};
 use crate::route::AddressSet;
@@ -19,15 +18,15 @@ pub struct Policies {
     pub previous: Option<Arc<Policy>>,
     /// This host's own addresses.
     pub own: Arc<AddressSet>,
-    /// What becomes of connections that the policy in force does not give to the proxy any more.
-    pub existing: Existing,
+    /// Rises with each reload that shall reset connections which the policy in force does not give to the proxy.
+    pub reviews: u64,
 }
 
 impl Policies {
     /// A first policy.
     #[must_use]
     pub fn new(current: Arc<Policy>, own: Arc<AddressSet>) -> Self {
-        Self { current, previous: None, own, existing: Existing::Keep }
+        Self { current, previous: None, own, reviews: 0 }
     }
 }
 
@@ -78,9 +77,12 @@ impl Services {
         self.previous.get(found(self.policies.previous.as_deref()?)?)
     }
 
-    /// Whether a connection may go on under the policy in force.
+    /// Whether the policy in force gives a connection to the proxy.
     pub(crate) fn keep(&self, client: ClientAddr, original: OriginalDst) -> bool {
-        self.policies.existing == Existing::Keep
-            || self.policies.current.proxied(client, original, None, &self.policies.own).is_some()
+        self.policies.current.proxied(client, original, None, &self.policies.own).is_some()
+    }
+
+    pub(crate) fn reviews(&self) -> u64 {
+        self.policies.reviews
     }
 }

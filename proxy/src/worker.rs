@@ -13,7 +13,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::clients::Clients;
 use crate::clock::{Deadlines, Ticker, Ticks};
-use crate::config::{Existing, ProxyConfig};
+use crate::config::ProxyConfig;
 use crate::drain::DrainStage;
 use crate::flow::{ConnectionId, FlowTable};
 use crate::limit::Gate;
@@ -135,15 +135,15 @@ impl Worker {
         services.of(client, original, opening).cloned()
     }
 
-    /// Whether a connection may go on under the services as they are now.
+    /// Whether the services as they are now give a connection to the proxy.
     pub(crate) fn keeps(&self, client: ClientAddr, original: OriginalDst) -> bool {
         self.services.borrow().keep(client, original)
     }
 
     fn adopt(&self, policies: Arc<Policies>) {
-        let review = policies.existing == Existing::Reset;
-        self.services.replace(Services::new(policies, &self.stats));
-        if review {
+        let reviews = policies.reviews;
+        let before = self.services.replace(Services::new(policies, &self.stats));
+        if reviews != before.reviews() {
             self.deadlines.borrow_mut().review();
         }
     }

@@ -313,7 +313,8 @@ fn take_service_away(bed: &Bed, existing: Existing) {
         let empty = Arc::new(Policy::new(&[], &[], 2, &[]).unwrap());
         let previous = Some(std::mem::replace(&mut Arc::make_mut(policies).current, empty));
         let next = Arc::make_mut(policies);
-        (next.previous, next.existing) = (previous, existing);
+        next.previous = previous;
+        next.reviews += u64::from(existing == Existing::Reset);
     });
 }
 

@@ -30,7 +30,7 @@ pub enum Request {
     Services,
     /// To finish its connections and leave: answered by the number of those that stand.
     Drain,
-    /// To read its file again, or another one, and go by it: answered by [`Reloaded`].
+    /// To read its file again, or another one, and go by it: answered by [`Reloaded`], or by `mistakes` in it.
     Reload {
         /// The other one, as an absolute path.
         file: Option<PathBuf>,

@@ -53,32 +53,39 @@ impl Dataplane {
     /// Shuts an address out of all services.
     ///
     /// # Errors
-    /// When the map refuses.
+    /// When the map is full or refuses.
     pub fn block(&mut self, client: IpAddr, time: Duration) -> Result<(), DataplaneError> {
         let (family, address) = address(client);
         let now = monotonic_ns();
         let lasts = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let block = Block { until_ns: now.saturating_add(lasts), since_ns: now, refused: 0 };
-        let name = map::BLOCKED;
-        self.blocks()?.insert(ClientKey::by_hand(family, address), block, 0).map_err(refused_entry(name))?;
+        let name = map::BLOCKED_BY_HAND;
+        let mut by_hand = self.blocks(name)?;
+        let over: Vec<_> = entries(&by_hand).filter(|(_, b)| b.until_ns <= now).map(|(k, _)| k).collect();
+        for key in over {
+            let _ = by_hand.remove(&key);
+        }
+        by_hand.insert(ClientKey::by_hand(family, address), block, 0).map_err(refused_entry(name))?;
         self.note_blocking()
     }
 
     /// Lets an address in again: ends every block that it falls under. How many there were.
     ///
     /// # Errors
-    /// When the map cannot be read or refuses.
+    /// When the maps cannot be read.
     pub fn unblock(&mut self, client: IpAddr) -> Result<usize, DataplaneError> {
         let (family, address) = address(client);
         let now = monotonic_ns();
-        let mut blocks = self.blocks()?;
         let covers = |key: &ClientKey| key.family == family && key.address == address.masked(key.prefix);
-        let found: Vec<_> = blocks.iter().filter_map(Result::ok).filter(|(key, _)| covers(key)).collect();
         let mut stood = 0;
-        for (key, block) in found {
-            stood += usize::from(block.until_ns > now);
-            // That it has gone by itself is no failure.
-            let _ = blocks.remove(&key);
+        for name in BLOCKS {
+            let mut blocks = self.blocks(name)?;
+            let found: Vec<_> = entries(&blocks).filter(|(key, _)| covers(key)).collect();
+            for (key, block) in found {
+                stood += usize::from(block.until_ns > now);
+                // That it has gone by itself is no failure.
+                let _ = blocks.remove(&key);
+            }
         }
         self.note_blocking()?;
         Ok(stood)
@@ -87,28 +94,40 @@ impl Dataplane {
     /// Everybody who is shut out, the longest first.
     ///
     /// # Errors
-    /// When the map cannot be read.
+    /// When the maps cannot be read.
     pub fn blocked(&mut self) -> Result<Vec<Blocked>, DataplaneError> {
         let now = monotonic_ns();
-        let stands = |(_, block): &(ClientKey, Block)| block.until_ns > now;
-        let found = self.blocks()?.iter().filter_map(Result::ok).filter(stands).collect::<Vec<_>>();
-        let mut blocked: Vec<Blocked> = found.iter().map(|(key, block)| shown(key, block, now)).collect();
-        blocked.sort_by(|a, b| b.remaining_s.total_cmp(&a.remaining_s));
+        let mut blocked = Vec::new();
+        for name in BLOCKS {
+            let blocks = self.blocks(name)?;
+            let stand = entries(&blocks).filter(|(_, block)| block.until_ns > now);
+            blocked.extend(stand.map(|(key, block)| shown(&key, &block, now)));
+        }
+        blocked.sort_by(|a: &Blocked, b| b.remaining_s.total_cmp(&a.remaining_s));
         Ok(blocked)
     }
 
-    fn blocks(&mut self) -> Result<HashMap<&mut MapData, ClientKey, Block>, DataplaneError> {
-        HashMap::try_from(self.map_mut(map::BLOCKED)?).map_err(refused_entry(map::BLOCKED))
+    pub(super) fn blocks(
+        &mut self,
+        name: &'static str,
+    ) -> Result<HashMap<&mut MapData, ClientKey, Block>, DataplaneError> {
+        HashMap::try_from(self.map_mut(name)?).map_err(refused_entry(name))
     }
 
     /// The programs look for blocks by hand only while there are any.
     fn note_blocking(&mut self) -> Result<(), DataplaneError> {
-        let by_hand =
-            |entry: Result<(ClientKey, Block), _>| entry.is_ok_and(|(k, _)| k.service == ALL_SERVICES);
-        let blocking = self.blocks()?.iter().any(by_hand);
+        let blocking = entries(&self.blocks(map::BLOCKED_BY_HAND)?).next().is_some();
         let now = self.settings()?;
         self.set_settings(Settings { blocking: blocking.into(), ..now })
     }
+}
+
+/// Both kinds of blocks.
+const BLOCKS: [&str; 2] = [map::BLOCKED_BY_HAND, map::BLOCKED];
+
+/// What can be read of a map that others write to meanwhile.
+fn entries(blocks: &HashMap<&mut MapData, ClientKey, Block>) -> impl Iterator<Item = (ClientKey, Block)> {
+    blocks.iter().filter_map(Result::ok)
 }
 
 fn shown(key: &ClientKey, block: &Block, now: u64) -> Blocked {

@@ -105,7 +105,7 @@ impl Dataplane {
     }
 
     fn standing(&mut self, key: &ClientKey) -> Result<Option<Block>, DataplaneError> {
-        let block: Option<Block> = self.entry(map::BLOCKED, key)?;
+        let block: Option<Block> = self.entry(map::BLOCKED_BY_HAND, key)?;
         Ok(block.filter(|block| block.until_ns > monotonic_ns()))
     }
 

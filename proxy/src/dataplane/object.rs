@@ -66,8 +66,10 @@ pub mod map {
     pub const LIMITS: &str = "limits";
     /// Connections that clients have.
     pub const CONCURRENT: &str = "concurrent";
-    /// Clients that are shut out.
+    /// Clients that a limit has shut out.
     pub const BLOCKED: &str = "blocked";
+    /// Clients that somebody has shut out.
+    pub const BLOCKED_BY_HAND: &str = "blocked_by_hand";
     /// The programs' answer.
     pub const EXPLANATION: &str = "explanation";
     /// Where a segment is looked at.
@@ -93,6 +95,7 @@ pub mod map {
         LIMITS,
         CONCURRENT,
         BLOCKED,
+        BLOCKED_BY_HAND,
         LOCAL_ADDRESSES,
         COUNTERS,
     ];
@@ -108,6 +111,7 @@ pub mod map {
         LIMITS,
         CONCURRENT,
         BLOCKED,
+        BLOCKED_BY_HAND,
         LOCAL_ADDRESSES,
         COUNTERS,
         EXPLANATION,

@@ -70,6 +70,8 @@ impl Pins {
     pub fn show_tables(&self, tables: &PolicyMaps) -> Result<(), DataplaneError> {
         for (name, map) in tables.named() {
             let aside = self.map(&format!("{name}+new"));
+            // Of a reload that was killed.
+            let _ = fs::remove_file(&aside);
             pin_map(map, &aside)?;
             fs::rename(&aside, self.map(name)).map_err(failed("renaming", &aside))?;
         }

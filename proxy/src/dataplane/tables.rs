@@ -93,7 +93,7 @@ fn put(ebpf: &mut Ebpf, place: u32, maps: &PolicyMaps) -> Result<(), DataplaneEr
 
 impl Dataplane {
     /// Brings a policy into force, in one step for every packet, and lets go of the one before. `interfaces` are the
-    /// kernel's numbers of the config's interfaces.
+    /// kernel's numbers of the config's interfaces; 0, which none has, for one that is gone.
     ///
     /// # Errors
     /// When a map refuses; the policy before then stays in force.
@@ -114,11 +114,18 @@ impl Dataplane {
             interfaces.iter().copied().zip(policy.tables().interfaces.iter().copied()),
         )?;
         self.set_settings(Settings { active: place, ..now })?;
-        if before.generation == 0 {
-            return Ok(());
+        // It is in force: what fails from here on leaves the one before where it is, until the next comes.
+        if before.generation != 0
+            && let Err(e) = self.let_go(place, maps)
+        {
+            log::warn!("the maps of the policy before keep their memory until the next reload: {e}");
         }
-        // The kernel returns from an update of these maps when no program runs any more that had begun before. That
-        // is what has to be waited for here: such a program may still be reading the policy before.
+        Ok(())
+    }
+
+    /// Empties the place of the policy before, when no program reads it any more: one that has begun before the change
+    /// may. The kernel returns from an update of these maps only when all such programs have ended.
+    fn let_go(&mut self, place: u32, maps: &PolicyMaps) -> Result<(), DataplaneError> {
         put(&mut self.ebpf, place, maps)?;
         put(&mut self.ebpf, 1 - place, &self.empty)
     }
@@ -135,7 +142,7 @@ impl Dataplane {
         for key in old {
             known.remove(&key).map_err(refused_entry(name))?;
         }
-        for (index, class) in classes {
+        for (index, class) in classes.filter(|(index, _)| *index != 0) {
             let key = Interface { policy: place, index };
             known.insert(key, class, 0).map_err(refused_entry(name))?;
         }

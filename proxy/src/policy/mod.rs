@@ -101,7 +101,7 @@ impl Policy {
     }
 
     /// The number of the service that takes a connection to the proxy: what tc wrote down when it came, or else what the
-    /// tables say.
+    /// tables say. Where they ask for an interface that nobody knows, the first that fits by any of the listed ones.
     #[must_use]
     pub fn proxied(
         &self,
@@ -110,17 +110,19 @@ impl Policy {
         opening: Option<Opening>,
         own: &AddressSet,
     ) -> Option<usize> {
+        let proxied = |number: &usize| self.services.get(*number).is_some_and(|s| s.action == Action::Proxy);
         if let Some(opening) = opening {
-            return self.by_id.get(&opening.service).copied();
+            return self.by_id.get(&opening.service).copied().filter(proxied);
         }
-        let header = &self.tables.header;
-        // Where nobody knows the interface, the first service that the proxy stands behind.
-        let interface = if header.by_interface != 0 { header.proxied } else { header.any_interface };
         let (family, src) = address(client.ip());
         let (_, dst) = address(original.ip());
         let key = FlowKey::tcp(family, src, client.port(), dst, original.port());
-        let number = self.tables.first_match(&key, own.contains(&original.ip()), interface)?;
-        (self.services.get(number)?.action == Action::Proxy).then_some(number)
+        let own = own.contains(&original.ip());
+        let by = |interface: u32| self.tables.first_match(&key, own, interface).filter(proxied);
+        match self.tables.header.by_interface {
+            0 => by(self.tables.header.any_interface),
+            _ => self.tables.interfaces.iter().find_map(|interface| by(*interface)),
+        }
     }
 }
 

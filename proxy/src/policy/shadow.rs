@@ -72,8 +72,8 @@ fn retain(class: &mut Class, other: &Class) {
 }
 
 impl Compiled {
-    /// The classes that a packet can have in some dimension. Those of this host's own addresses are not among them:
-    /// which these are is not the config's to know.
+    /// The classes that a packet can have in some dimension. Any single address that is named may be this host's own:
+    /// then nobody else's entry takes it.
     fn classes_in_use(&self) -> HashSet<u32> {
         let header = &self.header;
         let mut found: HashSet<u32> = self.interfaces.iter().copied().collect();
@@ -82,8 +82,9 @@ impl Compiled {
         }
         let ports = self.rows.iter().take(2 * PORT_ROWS as usize);
         found.extend(ports.flat_map(|row| (0..LANES).map(|lane| row.lane(lane))));
-        for root in [header.destinations.v4, header.destinations.v6, header.clients.v4, header.clients.v6] {
-            self.collect(root, &mut found);
+        for roots in [header.destinations, header.own, header.clients] {
+            self.collect(roots.v4, &mut found);
+            self.collect(roots.v6, &mut found);
         }
         found
     }

@@ -6,7 +6,7 @@ use futures_util::FutureExt as _;
 use serde::Serialize;
 use tokio::sync::Notify;
 
-use super::shown::Shown;
+use super::{rules::ReloadError, shown::Shown};
 use crate::admin::{self, Done, Request, Unblocked};
 
 /// Answers for a running instance.
@@ -32,7 +32,12 @@ impl Answers {
                 self.drain_asked.notify_one();
                 serde_json::json!({ "live": stats.snapshot().live }).to_string()
             }
-            Request::Reload { file } => json(rules.reload(file, dataplane).await),
+            Request::Reload { file } => match rules.reload(file, dataplane).await {
+                Err(ReloadError::Mistakes(mistakes)) => {
+                    serde_json::json!({ "mistakes": mistakes.to_string() }).to_string()
+                }
+                done => json(done),
+            },
             Request::Blocked => json(self.shown.blocked()),
             Request::Block { client, time } => {
                 json(dataplane.borrow_mut().block(client, time).map(|()| Done { done: true }))

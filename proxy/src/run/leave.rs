@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use sheer_common::abi::Settings;
-use tokio::time::sleep;
+use tokio::{task::spawn_local, time::sleep};
 
 use super::{Instance, RunError, Signals, report};
 use crate::{
@@ -19,7 +19,7 @@ impl Instance {
             tokio::select! {
                 ended = self.proxy.finished() => return Ok(ended?),
                 name = signals.next() => match name {
-                    "SIGHUP" if self.rules.config().file.is_some() => self.reload().await,
+                    "SIGHUP" if self.rules.config().file.is_some() => self.reload(),
                     _ => {
                         log::info!("{name}: leaving");
                         break;
@@ -34,12 +34,15 @@ impl Instance {
         self.drain(signals).await
     }
 
-    /// SIGHUP, as daemons take it: the file is read again.
-    async fn reload(&self) {
-        match self.rules.reload(None, &self.dataplane).await {
-            Ok(done) => log::info!("SIGHUP: in force: {}", done.in_force),
-            Err(e) => log::error!("SIGHUP: {e}"),
-        }
+    /// SIGHUP, as daemons take it: the file is read again. Aside, so that other signals are heard meanwhile.
+    fn reload(&self) {
+        let (rules, dataplane) = (Rc::clone(&self.rules), Rc::clone(&self.dataplane));
+        spawn_local(async move {
+            match rules.reload(None, &dataplane).await {
+                Ok(done) => log::info!("SIGHUP: in force: {}", done.in_force),
+                Err(e) => log::error!("SIGHUP: {e}; what was in force before still is"),
+            }
+        });
     }
 
     async fn drain(&mut self, signals: &mut Signals) -> Result<(), RunError> {

@@ -5,28 +5,37 @@ use std::{
     path::PathBuf,
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 
-use tokio::{sync::watch, task::spawn_blocking};
+use tokio::{
+    sync::watch,
+    task::{spawn_blocking, spawn_local},
+};
 
-use super::{RunError, start::interface_numbers};
+use super::RunError;
 use crate::{
     admin::Reloaded,
     config::{Config, Existing, Mistakes},
     dataplane::{Dataplane, DataplaneError, Pins, PolicyMaps},
     policy::{CompileError, Policy, ServiceIds},
-    route::{AddressSet, RouteError},
+    route::{self, AddressSet, RouteError},
     service::Policies,
 };
+
+/// A SYN-ACK is repeated for as long as net.ipv4.tcp_synack_retries says, a minute as it comes.
+const HANDSHAKES_END: Duration = Duration::from_secs(90);
 
 /// Why a reload changed nothing.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ReloadError {
     #[error("this instance was started by flags: name a file, sheer reload -c FILE")]
     NoFile,
+    #[error("{}: is not a regular file; nothing was changed", .0.display())]
+    NotAFile(PathBuf),
     #[error("another reload is under way; ask again when it has ended")]
     UnderWay,
-    #[error("{0}\nnothing was changed")]
+    #[error("{0}")]
     Mistakes(Mistakes),
     #[error("{}: {}: only a restart can change {}; nothing was changed", file.display(), keys.join(", "),
         if keys.len() == 1 { "it" } else { "them" })]
@@ -97,15 +106,24 @@ impl Rules {
 
     /// This host's own addresses have changed.
     pub(super) fn set_addresses(&self, own: &AddressSet) {
-        self.policies.send_modify(|policies| {
-            let own = Arc::new(own.clone());
-            *policies = Arc::new(Policies { own, existing: Existing::Keep, ..Policies::clone(policies) });
-        });
+        self.change(|policies| policies.own = Arc::new(own.clone()));
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Policies)) {
+        self.policies.send_modify(|policies| change(Arc::make_mut(policies)));
+    }
+
+    /// Lets go of the policy before, once every handshake that it let in has ended one way or another.
+    async fn forget_previous(self: Rc<Self>, generation: u32) {
+        tokio::time::sleep(HANDSHAKES_END).await;
+        if self.policy().tables().header.generation == generation {
+            self.change(|policies| policies.previous = None);
+        }
     }
 
     /// Reads the file again, or another one, and brings what it says into force.
     pub(super) async fn reload(
-        &self,
+        self: &Rc<Self>,
         file: Option<PathBuf>,
         dataplane: &RefCell<Dataplane>,
     ) -> Result<Reloaded, ReloadError> {
@@ -114,6 +132,9 @@ impl Rules {
         }
         let done = self.reload_alone(file, dataplane).await;
         self.busy.set(false);
+        if let Ok(done) = &done {
+            spawn_local(Rc::clone(self).forget_previous(done.generation));
+        }
         done
     }
 
@@ -124,6 +145,10 @@ impl Rules {
     ) -> Result<Reloaded, ReloadError> {
         let before = self.config();
         let file = file.or_else(|| before.file.clone()).ok_or(ReloadError::NoFile)?;
+        // A pipe would be waited for, perhaps for ever.
+        if std::fs::metadata(&file).is_ok_and(|found| !found.is_file()) {
+            return Err(ReloadError::NotAFile(file));
+        }
         let (path, instance) = (file.clone(), before.instance.clone());
         let read = spawn_blocking(move || Config::read(&path, instance)).await?;
         let config = read.map_err(ReloadError::Mistakes)?;
@@ -168,16 +193,15 @@ impl Rules {
         // The workers first: they know the services before as well, so that a connection finds its own whichever
         // of the two policies the programs go by.
         let before = Policies::clone(&self.policies.borrow());
-        let current = Arc::clone(policy);
-        let previous = Some(Arc::clone(&before.current));
-        let next = Policies { current, previous, own: Arc::clone(&before.own), existing: Existing::Keep };
-        self.policies.send_replace(Arc::new(next.clone()));
+        self.change(|policies| {
+            policies.previous = Some(std::mem::replace(&mut policies.current, Arc::clone(policy)));
+        });
         if let Err(e) = dataplane.bring_into_force(policy, maps, interfaces) {
-            self.policies.send_replace(Arc::new(Policies { existing: Existing::Keep, ..before }));
+            self.change(|policies| (policies.current, policies.previous) = (before.current, before.previous));
             return Err(e);
         }
         if existing == Existing::Reset {
-            self.policies.send_replace(Arc::new(Policies { existing, ..next }));
+            self.change(|policies| policies.reviews += 1);
         }
         // Only names in bpffs: the programs have the maps.
         super::report(self.pins.show_tables(maps));
@@ -187,6 +211,19 @@ impl Rules {
 
 fn names(config: &Config) -> impl Iterator<Item = &str> {
     config.services.iter().map(|service| service.name.as_str())
+}
+
+/// The kernel's numbers of the config's interfaces; 0, which none has, for one that is gone.
+async fn interface_numbers(config: &Config) -> Result<Vec<u32>, RouteError> {
+    let all = route::links().await?;
+    let number = |name: &String| match route::find_link(&all, name) {
+        Ok(link) => link.index,
+        Err(e) => {
+            log::warn!("{e}");
+            0
+        }
+    };
+    Ok(config.interfaces.iter().map(number).collect())
 }
 
 /// The keys that differ and that a running instance cannot change.

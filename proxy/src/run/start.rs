@@ -30,7 +30,7 @@ use crate::{
     instance::{ClsactState, Places, State},
     limit,
     proxy::Proxy,
-    route::{self, AddressSet, Link, Numbers, RouteError, RouteGuard, RoutePlan},
+    route::{self, AddressSet, Link, Numbers, RouteGuard, RoutePlan},
     service::Policies,
     socket::{self, SourceMode},
 };
@@ -206,12 +206,6 @@ async fn listed_links(config: &Config) -> Result<Vec<Link>, RunError> {
     let all = route::links().await?;
     let listed = config.interfaces.iter().map(|name| route::find_link(&all, name).cloned());
     Ok(listed.collect::<Result<_, _>>()?)
-}
-
-/// The kernel's numbers of the config's interfaces.
-pub(super) async fn interface_numbers(config: &Config) -> Result<Vec<u32>, RouteError> {
-    let all = route::links().await?;
-    config.interfaces.iter().map(|name| Ok(route::find_link(&all, name)?.index)).collect()
 }
 
 fn questions(config: &Config, numbers: Numbers) -> doctor::Options {

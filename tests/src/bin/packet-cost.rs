@@ -152,7 +152,6 @@ struct Bench {
 impl Bench {
     fn load() -> Self {
         let mut dataplane = Dataplane::load(false).unwrap();
-        dataplane.classifier(program::EMPTY).unwrap().load().unwrap();
         let own: [IpAddr; 2] = ["203.0.113.1".parse().unwrap(), "2001:db8:2::1".parse().unwrap()];
         dataplane.set_local_addresses(&own.into()).unwrap();
         let settings = Settings {

@@ -176,8 +176,11 @@ pub struct Settings {
     pub active: u32,
     /// Not zero: somebody has been blocked by hand, so that every new connection is looked up in `blocked`.
     pub blocking: u32,
+    /// Not zero: some listed interface is a port of a bridge or the like. On the way through it a packet loses the
+    /// socket that tc has assigned, and the stack looks for the listener by itself.
+    pub switched: u32,
 }
-assert_size!(Settings, 32);
+assert_size!(Settings, 36);
 
 /// Capacity of the `listeners` map: two slots for each worker.
 pub const MAX_WORKERS: u32 = 256;

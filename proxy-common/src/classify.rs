@@ -5,8 +5,9 @@
 //! dimension; the first bit that all four bitmaps have is the service.
 //!
 //! Ports are a table. Addresses go through a trie of bytes: a *branch* tells the 256 values of a byte apart, with
-//! equal neighbours stored once; a *guard* stands for a stretch of the address in which only one value leads on. So a
-//! lookup takes at most one step for each byte of the address, whether there are ten prefixes or a million.
+//! equal neighbours stored once; a *guard* stands for a stretch of the address in which only one value leads on. The
+//! first two bytes of a long list are a *table*. So a lookup takes at most one step for each byte of the address,
+//! whether there are ten prefixes or a million.
 //!
 //! All of it is plain rows of numbers, which are written to maps for the programs and kept by the proxy for itself:
 //! both run this code.
@@ -59,7 +60,7 @@ impl Class {
 /// The class of no service in every policy.
 pub const NO_SERVICE: u32 = 0;
 
-/// A row of the `nodes` map: a branch, a guard, or sixteen numbers of 32 bits.
+/// A row of the `nodes` map: a branch, a guard, or sixteen numbers of 32 bits, as ports and tables have them.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Row {
@@ -114,6 +115,10 @@ pub struct Node(pub u32);
 const KIND: u32 = 3 << 30;
 const BRANCH: u32 = 1 << 30;
 const GUARD: u32 = 2 << 30;
+const TABLE: u32 = 3 << 30;
+
+/// Rows of a table: a node for each value of two bytes.
+pub const TABLE_ROWS: u32 = 65536 / LANES;
 
 /// Classes and rows are numbered below this.
 pub const MAX_INDEX: u32 = 1 << 30;
@@ -137,6 +142,12 @@ impl Node {
         Self(GUARD | row)
     }
 
+    /// A table, the first of whose rows this is.
+    #[must_use]
+    pub const fn table(row: u32) -> Self {
+        Self(TABLE | row)
+    }
+
     /// What it is.
     #[must_use]
     pub const fn kind(self) -> Kind {
@@ -144,6 +155,7 @@ impl Node {
         match self.0 & KIND {
             BRANCH => Kind::Branch(index),
             GUARD => Kind::Guard(index),
+            TABLE => Kind::Table(index),
             _ => Kind::Class(index),
         }
     }
@@ -158,6 +170,8 @@ pub enum Kind {
     Branch(u32),
     /// The row of a guard.
     Guard(u32),
+    /// The first row of a table.
+    Table(u32),
 }
 
 /// The tables of one policy.
@@ -186,6 +200,12 @@ pub fn class_of_address<T: Tables>(tables: &T, root: Node, address: Bits) -> u32
                 let Some(runs) = tables.row(at + 1 + run / LANES) else { return NO_SERVICE };
                 node = Node(runs.lane(run % LANES));
                 8
+            }
+            Kind::Table(at) => {
+                let value = (high >> 48) as u32;
+                let Some(row) = tables.row(at + value / LANES) else { return NO_SERVICE };
+                node = Node(row.lane(value % LANES));
+                16
             }
             Kind::Guard(at) => {
                 let Some(row) = tables.row(at) else { return NO_SERVICE };

@@ -77,14 +77,12 @@ pub struct Policy {
     pub clients: Roots,
     /// Class of the services that take any interface.
     pub any_interface: u32,
-    /// Class of the services that the proxy stands behind, whatever their interface.
-    pub proxied: u32,
     /// Not zero: some service takes certain interfaces only, so that `interfaces` has to be asked.
     pub by_interface: u32,
     /// Not zero: some service looks at UDP.
     pub takes_udp: u32,
 }
-assert_size!(Policy, 48);
+assert_size!(Policy, 44);
 
 /// The two roots of a dimension.
 #[repr(C)]

@@ -168,17 +168,20 @@ impl Socket {
     /// Whether a segment is the ACK that answers a SYN cookie of this listener, and a recent one.
     #[inline(always)]
     pub fn sent_cookie(&self, frame: &Frame<'_>, segment: &Segment) -> bool {
-        let Some(tcp) = frame.copy::<TCP_HEADER_LEN>(segment.tcp_offset) else {
-            return false;
-        };
         match segment.key.family {
-            Family::V4 => frame.copy::<20>(segment.ip_offset).is_some_and(|ip| self.check_cookie(&ip, &tcp)),
-            Family::V6 => frame.copy::<40>(segment.ip_offset).is_some_and(|ip| self.check_cookie(&ip, &tcp)),
+            Family::V4 => self.check_cookie::<20>(frame, segment),
+            Family::V6 => self.check_cookie::<40>(frame, segment),
         }
     }
 
-    #[inline(always)]
-    fn check_cookie<const N: usize>(&self, ip: &[u8; N], tcp: &[u8; TCP_HEADER_LEN]) -> bool {
+    /// Not inlined: both headers are copied, and the stack is small.
+    #[inline(never)]
+    fn check_cookie<const N: usize>(&self, frame: &Frame<'_>, segment: &Segment) -> bool {
+        let (Some(ip), Some(tcp)) =
+            (frame.copy::<N>(segment.ip_offset), frame.copy::<TCP_HEADER_LEN>(segment.tcp_offset))
+        else {
+            return false;
+        };
         let ip = ip.as_ptr().cast_mut().cast::<iphdr>();
         let tcp_header = tcp.as_ptr().cast_mut().cast::<tcphdr>();
         // SAFETY: both headers are on the stack, of the stated lengths; the helper only reads them.

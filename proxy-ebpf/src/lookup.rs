@@ -12,11 +12,7 @@ use sheer_common::{
     verdict::{HelperFailure, Verdict},
 };
 
-use crate::{
-    kernel::is_asking,
-    policy::{self, ANY_TO_PROXY, Question},
-    stats,
-};
+use crate::{kernel::is_asking, policy, stats};
 
 /// Let the search go on, with the listener that was assigned if there is one (`SK_PASS`).
 const SK_PASS: u32 = 1;
@@ -41,14 +37,10 @@ fn assign(ctx: &SkLookupContext) -> Option<Verdict> {
     }
     let key = key(ctx)?;
     let now = &policy::current()?;
-    // Everybody's search comes through here: for this host's own services, of local processes, of the proxy itself. Of
-    // those for its own addresses only what tc has just given to the proxy is ours. A foreign address is delivered
-    // here because it was marked; not all that way the socket stays assigned (a bridge lets go of it).
+    // Everybody's search comes through here: for this host's own services, of local processes, of the proxy itself.
+    // Only what tc has just given to the proxy is ours.
     if !policy::is_fresh_opening(&key) {
-        if policy::is_own(&key) {
-            return None;
-        }
-        Question::new(&key, ANY_TO_PROXY, false).first_match(now)?;
+        return None;
     }
     let listener = policy::listener(now, &key)?;
     if listener.take_lookup(ctx).is_err() {

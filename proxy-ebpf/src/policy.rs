@@ -100,14 +100,10 @@ impl Tables for InForce {
     }
 }
 
-/// Instead of an interface, of which none has this number: whatever it is, but only services that the proxy stands
-/// behind.
-pub const ANY_TO_PROXY: u32 = 0;
-
 /// Who takes a tuple?
 pub struct Question<'a> {
     pub key: &'a FlowKey,
-    /// The interface that it comes in by, as the kernel numbers it; [`ANY_TO_PROXY`].
+    /// The interface that it comes in by, as the kernel numbers it.
     pub interface: u32,
     /// Its destination is one of this host's own addresses.
     pub own: bool,
@@ -140,9 +136,7 @@ fn found(now: &Now, question: &mut Question<'_>) -> Option<u32> {
     let policy = in_force(now)?;
     let tables = InForce { nodes: policy_nodes.get(now.active)?, classes: policy_classes.get(now.active)? };
     let mut interface = policy.any_interface;
-    if question.interface == ANY_TO_PROXY {
-        interface = policy.proxied;
-    } else if policy.by_interface != 0 {
+    if policy.by_interface != 0 {
         let key = Interface { policy: now.active, index: question.interface };
         // SAFETY: an entry is written before its policy is in force, and not again while it is.
         if let Some(class) = unsafe { interfaces.get(&key) } {

@@ -202,7 +202,7 @@ fn proxy<const DRY: bool>(ctx: &TcContext, key: &FlowKey, now: &Now, service: &S
     if let Some(refusal) = limit::refusal::<DRY>(service, key) {
         return refusal;
     }
-    if !DRY && (waits || policy::by_interface()) {
+    if !DRY && (waits || now.switched != 0 || policy::by_interface()) {
         note_opening(ctx, key, service);
     }
     if waits {

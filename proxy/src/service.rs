@@ -1,10 +1,11 @@
 //! The services as a worker has them: which one took a connection, and what is counted for it.
 
+use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::flow::Opening;
-use crate::policy::{Policy, Service};
+use crate::policy::{By, Policy, Service};
 use crate::route::AddressSet;
 use crate::socket::{ClientAddr, OriginalDst};
 use crate::stats::{ServiceStats, WorkerStats};
@@ -16,6 +17,8 @@ pub struct Policies {
     pub current: Arc<Policy>,
     /// The one before: a connection may have come under it and be accepted only now.
     pub previous: Option<Arc<Policy>>,
+    /// The kernel's numbers of the config's interfaces.
+    pub interfaces: Arc<[u32]>,
     /// This host's own addresses.
     pub own: Arc<AddressSet>,
     /// Rises with each reload that shall reset connections which the policy in force does not give to the proxy.
@@ -25,8 +28,8 @@ pub struct Policies {
 impl Policies {
     /// A first policy.
     #[must_use]
-    pub fn new(current: Arc<Policy>, own: Arc<AddressSet>) -> Self {
-        Self { current, previous: None, own, reviews: 0 }
+    pub fn new(current: Arc<Policy>, interfaces: Arc<[u32]>, own: Arc<AddressSet>) -> Self {
+        Self { current, previous: None, interfaces, own, reviews: 0 }
     }
 }
 
@@ -70,16 +73,31 @@ impl Services {
         original: OriginalDst,
         opening: Option<Opening>,
     ) -> Option<&Rc<Served>> {
-        let found = |policy: &Policy| policy.proxied(client, original, opening, &self.policies.own);
+        let by = opening.map_or(By::Unknown, By::Opening);
+        let found = |policy: &Policy| policy.proxied(client, original, by, &self.policies.own);
         if let Some(number) = found(&self.policies.current) {
             return self.current.get(number);
         }
         self.previous.get(found(self.policies.previous.as_deref()?)?)
     }
 
-    /// Whether the policy in force gives a connection to the proxy.
-    pub(crate) fn keep(&self, client: ClientAddr, original: OriginalDst) -> bool {
-        self.policies.current.proxied(client, original, None, &self.policies.own).is_some()
+    /// Whether the policy in force gives a connection to the proxy; `interface` is the number of the one that it came
+    /// in by, where that is known.
+    pub(crate) fn keep(
+        &self,
+        client: ClientAddr,
+        original: OriginalDst,
+        interface: Option<NonZeroU32>,
+    ) -> bool {
+        let Policies { current, interfaces, own, .. } = &*self.policies;
+        let by = match interface {
+            None => By::Unknown,
+            Some(number) => {
+                let place = interfaces.iter().position(|listed| *listed == number.get());
+                place.map_or(By::Unlisted, By::Listed)
+            }
+        };
+        current.proxied(client, original, by, own).is_some()
     }
 
     pub(crate) fn reviews(&self) -> u64 {

@@ -4,6 +4,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
@@ -127,17 +128,27 @@ impl Worker {
         self.stage.get()
     }
 
-    /// The service that took a connection.
-    pub(crate) fn service_of(&self, client: ClientAddr, original: OriginalDst) -> Option<Rc<Served>> {
+    /// The service that took a connection, and the number of the interface that it came in by, where that is known.
+    pub(crate) fn service_of(
+        &self,
+        client: ClientAddr,
+        original: OriginalDst,
+    ) -> Option<(Rc<Served>, Option<NonZeroU32>)> {
         let services = self.services.borrow();
         let opening =
             if services.need_opening() { self.table.borrow_mut().opening(client, original) } else { None };
-        services.of(client, original, opening).cloned()
+        let interface = opening.and_then(|opening| NonZeroU32::new(opening.interface));
+        services.of(client, original, opening).map(|served| (Rc::clone(served), interface))
     }
 
     /// Whether the services as they are now give a connection to the proxy.
-    pub(crate) fn keeps(&self, client: ClientAddr, original: OriginalDst) -> bool {
-        self.services.borrow().keep(client, original)
+    pub(crate) fn keeps(
+        &self,
+        client: ClientAddr,
+        original: OriginalDst,
+        interface: Option<NonZeroU32>,
+    ) -> bool {
+        self.services.borrow().keep(client, original, interface)
     }
 
     fn adopt(&self, policies: Arc<Policies>) {

@@ -1,6 +1,6 @@
 //! The client's side of a connection.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -78,6 +78,21 @@ pub fn read(from: &mut impl Read, into: &mut [u8]) -> io::Result<usize> {
             result => return result,
         }
     }
+}
+
+/// Sends a few bytes to an echo server and waits for them.
+///
+/// # Errors
+/// Those of read(2) and write(2).
+///
+/// # Panics
+/// When others come back.
+pub fn ping(stream: &mut TcpStream) -> io::Result<()> {
+    stream.write_all(b"ping")?;
+    let mut back = [0; 4];
+    stream.read_exact(&mut back)?;
+    assert_eq!(&back, b"ping");
+    Ok(())
 }
 
 /// Lets reads and writes fail rather than hang.

@@ -100,6 +100,14 @@ impl Host {
         self.run(|| connect(dial))
     }
 
+    /// Connects from this address of the host.
+    ///
+    /// # Errors
+    /// Those of connect(2).
+    pub fn dial_from(&self, from: IpAddr, to: SocketAddr) -> std::io::Result<TcpStream> {
+        self.dial(Dial::to(to).from(SocketAddr::new(from, 0)))
+    }
+
     /// Connects and reads to the end: what a `Server::hello` says.
     ///
     /// # Panics
@@ -243,6 +251,18 @@ impl Lab {
     #[must_use]
     pub fn servers(&self) -> &[Host] {
         &self.servers
+    }
+
+    /// Gives a client or a server one more address, and the middle the way to it.
+    ///
+    /// # Panics
+    /// When the kernel refuses.
+    pub fn give(&self, host: &Host, address: IpAddr) {
+        host.configure(&format!(
+            "addr add {address} dev eth0{}\n",
+            if address.is_ipv6() { " nodad" } else { "" }
+        ));
+        self.middle.configure(&format!("route add {address} dev {}\n", host.uplink()));
     }
 
     /// The namespace in which `sheer` runs.

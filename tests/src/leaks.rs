@@ -95,6 +95,16 @@ pub(crate) fn pinned_link(instance: &str, name: &str) -> Option<u64> {
     bpftool(&["link", "show", "pinned", &path.to_string_lossy()])["id"].as_u64()
 }
 
+/// What bpftool shows of a pinned map.
+pub(crate) fn dump_map(instance: &str, name: &str) -> String {
+    let path = pin_directory(instance).join("maps").join(name);
+    let output = Command::new("bpftool").args(["map", "dump", "pinned"]).arg(&path).output();
+    let output = output.expect("cannot run bpftool");
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "bpftool map dump pinned {}: {complaint}", path.display());
+    String::from_utf8(output.stdout).unwrap()
+}
+
 /// Fails the test if anything of the instance is left in the kernel, in bpffs or in /run.
 ///
 /// # Panics

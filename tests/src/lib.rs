@@ -23,6 +23,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has to fail")]
 
 mod capture;
+mod config;
 mod connect;
 mod feature;
 mod frame;
@@ -36,7 +37,7 @@ mod sheer;
 mod wait;
 
 pub use capture::{Capture, Packet};
-pub use connect::{Dial, connect, read, reset};
+pub use connect::{Dial, connect, ping, read, reset};
 pub use feature::{Feature, missing};
 pub use frame::{Frame, Tag};
 pub use lab::{Family, Host, Lab, LabBuilder};

@@ -1,7 +1,7 @@
 //! Servers with real sockets that remember whom they saw.
 
 use std::io::{self, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
@@ -46,10 +46,17 @@ impl Server {
     /// Tells each client the address that it saw, and closes: `"you are 192.0.2.2:40000\n"`.
     #[must_use]
     pub fn hello(host: &Host, family: Family, port: u16) -> Self {
-        Self::start(host, family, port, |mut stream| {
-            let peer = stream.peer_addr()?;
-            writeln!(stream, "you are {peer}")
-        })
+        Self::start(host, family, port, greet)
+    }
+
+    /// As [`Server::hello`], at every address of a family that the host has.
+    #[must_use]
+    pub fn hello_everywhere(host: &Host, family: Family, port: u16) -> Self {
+        let any: IpAddr = match family {
+            Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+            Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        Self::start_at(host, SocketAddr::new(any, port), greet)
     }
 
     /// Sends everything back, and closes its direction when the client has closed its own.
@@ -77,7 +84,14 @@ impl Server {
         port: u16,
         serve: impl Fn(TcpStream) -> io::Result<()> + Send + Sync + 'static,
     ) -> Self {
-        let address = SocketAddr::new(host.ip(family), port);
+        Self::start_at(host, SocketAddr::new(host.ip(family), port), serve)
+    }
+
+    fn start_at(
+        host: &Host,
+        address: SocketAddr,
+        serve: impl Fn(TcpStream) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
         let listener =
             host.run(|| listen(address)).unwrap_or_else(|e| panic!("cannot listen on {address}: {e}"));
         let log = Log::default();
@@ -135,9 +149,17 @@ impl Drop for Server {
     }
 }
 
+fn greet(mut stream: TcpStream) -> io::Result<()> {
+    let peer = stream.peer_addr()?;
+    writeln!(stream, "you are {peer}")
+}
+
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
     socket.bind(&address.into())?;
     socket.listen(4096)?;
     Ok(socket.into())

@@ -1,15 +1,18 @@
 //! The product under test: the built binary in the middle of the lab.
 
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::config::ConfigFile;
 use crate::lab::Lab;
-use crate::leaks::{Footprint, assert_nothing_left, assert_nothing_named_left, pinned_link};
+use crate::leaks::{Footprint, assert_nothing_left, assert_nothing_named_left, dump_map, pinned_link};
 use crate::namespace::Namespace;
 use crate::process::Process;
 use crate::wait::{PATIENCE, wait_until};
@@ -39,6 +42,7 @@ pub struct SheerBuilder<'lab> {
     instance: String,
     interfaces: Vec<String>,
     ports: String,
+    file: Option<Arc<ConfigFile>>,
     arguments: Vec<String>,
 }
 
@@ -47,6 +51,26 @@ impl<'lab> SheerBuilder<'lab> {
     #[must_use]
     pub fn tcp(mut self, ports: &str) -> Self {
         self.ports = ports.to_owned();
+        self
+    }
+
+    /// A configuration file instead of flags. It begins with the table `[dataplane]`, which names the interfaces and
+    /// which the text goes on with, and access records are JSON unless the text has a table `[proxy]` of its own.
+    #[must_use]
+    pub fn config(mut self, text: &str) -> Self {
+        let file = ConfigFile::new();
+        file.write(&self.interfaces, text);
+        self.file = Some(Arc::new(file));
+        self
+    }
+
+    /// A file beside the configuration file, such as a list of prefixes.
+    ///
+    /// # Panics
+    /// Without a configuration file.
+    #[must_use]
+    pub fn beside(self, name: &str, contents: &str) -> Self {
+        self.file.as_ref().expect("no configuration file").write_beside(name, contents);
         self
     }
 
@@ -87,7 +111,12 @@ impl<'lab> SheerBuilder<'lab> {
     #[must_use]
     pub fn command(&self) -> Command {
         let mut command = self.lab.middle().command(&binary().to_string_lossy());
-        command.args(["run", "--instance", &self.instance, "--tcp", &self.ports]);
+        command.args(["run", "--instance", &self.instance]);
+        if let Some(file) = &self.file {
+            command.arg("-c").arg(file.path()).args(&self.arguments);
+            return command;
+        }
+        command.args(["--tcp", &self.ports]);
         if !self.arguments.iter().any(|argument| argument == "--access-format") {
             command.args(["--access-format", "json"]);
         }
@@ -171,6 +200,7 @@ impl<'lab> Sheer<'lab> {
             instance: format!("scenario-{}-{number}", std::process::id()),
             interfaces: lab.uplinks(),
             ports: String::new(),
+            file: None,
             arguments: Vec::new(),
         }
     }
@@ -253,6 +283,70 @@ impl<'lab> Sheer<'lab> {
         assert!(output.status.success(), "sheer {command}: {}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_str(&text)
             .unwrap_or_else(|e| panic!("sheer {command} --json is not JSON ({e}): {text}"))
+    }
+
+    /// The configuration file.
+    ///
+    /// # Panics
+    /// When it runs by flags.
+    #[must_use]
+    pub fn config_file(&self) -> &Path {
+        self.file().path()
+    }
+
+    /// Writes the configuration file anew, as [`SheerBuilder::config`] does, and does no more.
+    pub fn rewrite(&self, text: &str) {
+        self.file().write(&self.builder.interfaces, text);
+    }
+
+    /// Writes the configuration file anew and reloads it.
+    ///
+    /// # Panics
+    /// When the reload fails.
+    pub fn reload(&self, text: &str) {
+        self.rewrite(text);
+        let output = self.control("reload", &[]);
+        assert!(output.status.success(), "sheer reload: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// What `sheer services` shows of one service.
+    ///
+    /// # Panics
+    /// When there is none of this name.
+    #[must_use]
+    pub fn service(&self, name: &str) -> Value {
+        let services = self.json("services");
+        let found = services.as_array().into_iter().flatten().find(|service| service["name"] == name);
+        found.unwrap_or_else(|| panic!("no service {name} in {services}")).clone()
+    }
+
+    /// How often the programs came to this verdict.
+    ///
+    /// # Panics
+    /// When there is no such verdict.
+    #[must_use]
+    pub fn verdicts(&self, name: &str) -> u64 {
+        let status = self.json("status");
+        status["verdicts"][name].as_u64().unwrap_or_else(|| panic!("no verdict {name} in {status}"))
+    }
+
+    /// The record of the connection that came from this address and port, waiting for it.
+    #[must_use]
+    pub fn record_of(&self, client: SocketAddr) -> Value {
+        let client = client.to_string();
+        wait_until(&format!("the record of {client} is written"), PATIENCE, || {
+            self.records().into_iter().find(|record| record["client"] == client)
+        })
+    }
+
+    /// What bpftool shows of a map of the instance.
+    #[must_use]
+    pub fn map(&self, name: &str) -> String {
+        dump_map(self.instance(), name)
+    }
+
+    fn file(&self) -> &ConfigFile {
+        self.builder.file.as_ref().expect("sheer runs by flags")
     }
 
     /// kill -9; what is pinned stays. Go on with [`Sheer::restart`] or [`Sheer::cleanup`].

@@ -35,6 +35,7 @@ const SETTINGS: Settings = Settings {
     draining: 0,
     active: 0,
     blocking: 0,
+    switched: 0,
 };
 
 /// Answers of a program (include/uapi/linux/pkt_cls.h).

@@ -69,6 +69,7 @@ impl Bench {
             draining: 0,
             active: 0,
             blocking: 0,
+            switched: 0,
         };
         dataplane.set_settings(settings).unwrap();
         let listeners = bind_listeners(1, MARK, 16).unwrap();

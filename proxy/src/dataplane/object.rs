@@ -244,6 +244,15 @@ impl Dataplane {
         self.array::<Settings>(map::SETTINGS)?.get(&0, 0).map_err(refused_entry(map::SETTINGS))
     }
 
+    /// Whether packets may lose their assigned socket on the way up: see [`Settings::switched`].
+    ///
+    /// # Errors
+    /// When the map refuses.
+    pub fn set_switched(&mut self, switched: bool) -> Result<(), DataplaneError> {
+        let now = self.settings()?;
+        self.set_settings(Settings { switched: switched.into(), ..now })
+    }
+
     /// Makes the map of this host's own addresses equal to `addresses`.
     ///
     /// # Errors

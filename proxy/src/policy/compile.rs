@@ -13,7 +13,7 @@ use super::{
     classes::{Classes, MAX_CLASSES},
     trie::{Builder, Effect, Item},
 };
-use crate::config::{Action, Prefixes, Protocol, Service};
+use crate::config::{Prefixes, Protocol, Service};
 
 /// Why services cannot be made into tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -83,7 +83,6 @@ pub fn compile(services: &[Service], interfaces: &[String]) -> Result<Compiled, 
         own,
         clients,
         any_interface: classes.of(numbers(services, |s| s.interfaces.is_none()))?,
-        proxied: classes.of(numbers(services, |s| s.action == Action::Proxy))?,
         by_interface: services.iter().any(|s| s.interfaces.is_some()).into(),
         takes_udp: services.iter().any(|s| s.protocol == Protocol::Udp).into(),
     };

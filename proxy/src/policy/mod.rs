@@ -100,30 +100,43 @@ impl Policy {
         &self.tables
     }
 
-    /// The number of the service that takes a connection to the proxy: what tc wrote down when it came, or else what the
-    /// tables say. Where they ask for an interface that nobody knows, the first that fits by any of the listed ones.
+    /// The number of the service that takes a connection, if that is one that the proxy stands behind. Where the
+    /// interface decides and nobody knows it, the first that fits by any of the listed ones.
     #[must_use]
     pub fn proxied(
         &self,
         client: ClientAddr,
         original: OriginalDst,
-        opening: Option<Opening>,
+        by: By,
         own: &AddressSet,
     ) -> Option<usize> {
-        let proxied = |number: &usize| self.services.get(*number).is_some_and(|s| s.action == Action::Proxy);
-        if let Some(opening) = opening {
-            return self.by_id.get(&opening.service).copied().filter(proxied);
-        }
+        let Compiled { header, interfaces, .. } = &self.tables;
         let (family, src) = address(client.ip());
         let (_, dst) = address(original.ip());
         let key = FlowKey::tcp(family, src, client.port(), dst, original.port());
         let own = own.contains(&original.ip());
-        let by = |interface: u32| self.tables.first_match(&key, own, interface).filter(proxied);
-        match self.tables.header.by_interface {
-            0 => by(self.tables.header.any_interface),
-            _ => self.tables.interfaces.iter().find_map(|interface| by(*interface)),
+        let proxied = |number: &usize| self.services.get(*number).is_some_and(|s| s.action == Action::Proxy);
+        let first = |class: u32| self.tables.first_match(&key, own, class).filter(proxied);
+        match by {
+            By::Opening(opening) => self.by_id.get(&opening.service).copied().filter(proxied),
+            By::Listed(place) => first(*interfaces.get(place)?),
+            By::Unknown if header.by_interface != 0 => interfaces.iter().find_map(|class| first(*class)),
+            By::Unknown | By::Unlisted => first(header.any_interface),
         }
     }
+}
+
+/// What is known of how a connection came in.
+#[derive(Clone, Copy, Debug)]
+pub enum By {
+    /// What tc wrote down when it came.
+    Opening(Opening),
+    /// The interface at this place in the config.
+    Listed(usize),
+    /// An interface that is not listed.
+    Unlisted,
+    /// Nothing.
+    Unknown,
 }
 
 /// An address as the maps hold it; an IPv4-mapped one counts as IPv4.

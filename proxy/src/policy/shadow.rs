@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use sheer_common::{
-    classify::{Class, Kind, LANES, Node, PORT_ROWS, Tables},
+    classify::{Class, Kind, LANES, Node, PORT_ROWS, TABLE_ROWS, Tables},
     policy::MAX_SERVICES,
 };
 
@@ -98,6 +98,12 @@ impl Compiled {
                 let ends = self.rows[at as usize].words[4];
                 self.collect(Node(ends as u32), found);
                 self.collect(Node((ends >> 32) as u32), found);
+            }
+            Kind::Table(at) => {
+                for value in 0..TABLE_ROWS * LANES {
+                    let row = &self.rows[(at + value / LANES) as usize];
+                    self.collect(Node(row.lane(value % LANES)), found);
+                }
             }
             Kind::Branch(at) => {
                 let words = &self.rows[at as usize].words;

@@ -190,6 +190,34 @@ fn deep_and_crowded_prefixes_are_all_found() {
 }
 
 #[test]
+fn a_long_list_is_found_as_a_short_one_is() {
+    // Long enough for a table, with prefixes on both sides of its edge.
+    let net = |n: u32| std::net::Ipv4Addr::from(0x0a00_0000 + (n.wrapping_mul(2_654_435_761) & 0x00ff_ff00));
+    let nets: Vec<String> = (0..5000).map(|n| format!("{}/24", net(n))).collect();
+    let many = config::Service { destinations: prefixes(&nets.join(" ")), ..service("many") };
+    let table = Table::of(&[
+        to("one", "10.7.7.7/32"),
+        many.clone(),
+        to("wide", "12.0.0.0/7"),
+        to("half", "10.128.0.0/15"),
+    ]);
+    let listed = many.destinations.unwrap();
+    for n in (0..=u32::from(u16::MAX)).step_by(16) {
+        let address = std::net::Ipv4Addr::from(0x0a00_0000 + n * 0x971);
+        let expected = match IpAddr::from(address) {
+            ip if ip == "10.7.7.7".parse::<IpAddr>().unwrap() => Some("one"),
+            ip if listed.covering(ip).is_some() => Some("many"),
+            _ if matches!(address.octets()[0], 12 | 13) => Some("wide"),
+            _ if address.octets()[0] == 10 && matches!(address.octets()[1], 128 | 129) => Some("half"),
+            _ => None,
+        };
+        assert_eq!(table.takes("192.0.2.1", &format!("{address}:1")), expected, "{address}");
+    }
+    assert_eq!(table.takes("192.0.2.1", "10.7.7.7:1"), Some("one"));
+    assert_eq!(table.takes("192.0.2.1", "127.0.0.1:1"), None);
+}
+
+#[test]
 fn services_that_never_match_are_named_with_the_one_that_is_in_their_way() {
     let ports =
         |name: &str, list: &str| config::Service { ports: Some(list.parse().unwrap()), ..service(name) };

@@ -25,6 +25,9 @@ pub(super) struct Item {
     pub(super) effect: Effect,
 }
 
+/// A list of so many prefixes begins with a table, which takes 256 KiB.
+const LONG: usize = 4096;
+
 /// The longest stretch that one guard consumes: whole bytes, less than a word.
 const MAX_CONSUMED: u8 = 56;
 
@@ -38,7 +41,19 @@ impl Builder<'_> {
     /// A trie of these prefixes, in any order; `outside` is the class of addresses that none of them covers.
     pub(super) fn build(&mut self, mut items: Vec<Item>, outside: u32) -> Result<Node, CompileError> {
         items.sort_unstable();
-        self.node(&items, 0, outside)
+        if items.len() < LONG { self.node(&items, 0, outside) } else { self.table(&items, outside) }
+    }
+
+    /// Tells the first two bytes apart.
+    fn table(&mut self, items: &[Item], class: u32) -> Result<Node, CompileError> {
+        let mut nodes = Vec::with_capacity(1 << 16);
+        for (class, items) in self.split(items, 0, class)? {
+            for (class, items) in self.split(&items, 8, class)? {
+                nodes.push(self.node(&items, 16, class)?);
+            }
+        }
+        let rows = self.push(rows_of(&nodes))?;
+        Ok(Node::table(rows))
     }
 
     /// `items` are sorted, share their first `depth` bits and are no shorter; `class` is what holds around them.
@@ -89,25 +104,33 @@ impl Builder<'_> {
 
     /// Tells the byte behind `depth` apart.
     fn branch(&mut self, items: &[Item], depth: u8, class: u32) -> Result<Node, CompileError> {
-        let mut classes = [class; 256];
+        let parts = self.split(items, depth, class)?;
+        let nodes = parts.iter().map(|(class, items)| self.node(items, depth + 8, *class));
+        let nodes: Vec<Node> = nodes.collect::<Result<_, _>>()?;
+        Ok(Node::branch(self.push(branch_rows(&nodes))?))
+    }
+
+    /// What holds within each of the 256 values of the byte behind `depth`, and the prefixes that go on from there.
+    fn split(
+        &mut self,
+        items: &[Item],
+        depth: u8,
+        class: u32,
+    ) -> Result<Vec<(u32, Vec<Item>)>, CompileError> {
+        let mut parts = vec![(class, Vec::new()); 256];
         let (mut short, long): (Vec<&Item>, Vec<&Item>) =
             items.iter().partition(|item| item.length <= depth + 8);
         // Wider ones first: what they bring may be cleared within.
         short.sort_by_key(|item| (item.length, item.effect));
         for item in short {
             let at = byte_at(item.bits, depth);
-            for slot in &mut classes[at..at + (1 << (depth + 8 - item.length))] {
-                *slot = self.apply(std::slice::from_ref(item), *slot)?;
+            let span = 1 << (depth + 8 - item.length.max(depth));
+            for (class, _) in &mut parts[at..at + span] {
+                *class = self.apply(std::slice::from_ref(item), *class)?;
             }
         }
-        let mut nodes = classes.map(Node::class);
-        for child in long.chunk_by(|a, b| byte_at(a.bits, depth) == byte_at(b.bits, depth)) {
-            let items: Vec<Item> = child.iter().map(|item| **item).collect();
-            let at = byte_at(items[0].bits, depth);
-            nodes[at] = self.node(&items, depth + 8, classes[at])?;
-        }
-        let rows = branch_rows(&nodes);
-        Ok(Node::branch(self.push(rows)?))
+        long.into_iter().for_each(|item| parts[byte_at(item.bits, depth)].1.push(*item));
+        Ok(parts)
     }
 
     /// The number of the first of these rows.
@@ -122,7 +145,7 @@ impl Builder<'_> {
 }
 
 /// The branch and, behind it, the nodes of its runs.
-fn branch_rows(nodes: &[Node; 256]) -> Vec<Row> {
+fn branch_rows(nodes: &[Node]) -> Vec<Row> {
     let mut branch = Row::default();
     let mut runs: Vec<Node> = Vec::new();
     for (byte, node) in nodes.iter().enumerate() {
@@ -134,13 +157,16 @@ fn branch_rows(nodes: &[Node; 256]) -> Vec<Row> {
             runs.push(*node);
         }
     }
-    let mut rows = vec![branch];
-    for nodes in runs.chunks(LANES as usize) {
+    [branch].into_iter().chain(rows_of(&runs)).collect()
+}
+
+/// Nodes, sixteen in a row.
+fn rows_of(nodes: &[Node]) -> impl Iterator<Item = Row> + '_ {
+    nodes.chunks(LANES as usize).map(|nodes| {
         let mut row = Row::default();
         (0..).zip(nodes).for_each(|(lane, node)| row.set_lane(lane, node.0));
-        rows.push(row);
-    }
-    rows
+        row
+    })
 }
 
 /// Leading bits that two numbers share.
@@ -149,10 +175,9 @@ fn common_bits(a: Bits, b: Bits) -> u8 {
     (if high == 0 { 64 + low.leading_zeros() } else { high.leading_zeros() }) as u8
 }
 
-/// The byte behind the first `depth` bits, which are whole bytes.
+/// The byte behind the first `depth` bits.
 fn byte_at(bits: Bits, depth: u8) -> usize {
-    let word = if depth < 64 { bits.high } else { bits.low };
-    (word >> (56 - depth % 64)) as usize & 0xff
+    (shifted(bits, depth).high >> 56) as usize
 }
 
 /// The number without its first `depth` bits, below 128.

@@ -195,9 +195,10 @@ impl Rules {
         let before = Policies::clone(&self.policies.borrow());
         self.change(|policies| {
             policies.previous = Some(std::mem::replace(&mut policies.current, Arc::clone(policy)));
+            policies.interfaces = interfaces.into();
         });
         if let Err(e) = dataplane.bring_into_force(policy, maps, interfaces) {
-            self.change(|policies| (policies.current, policies.previous) = (before.current, before.previous));
+            self.change(|policies| *policies = before);
             return Err(e);
         }
         if existing == Existing::Reset {

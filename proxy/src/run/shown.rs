@@ -52,8 +52,9 @@ impl Shown {
     pub(super) fn blocked(&self) -> Result<Vec<BlockedClient>, DataplaneError> {
         let policy = self.rules.policy();
         let name = |id: u32| {
-            let found = policy.services().iter().find(|service| service.id == id);
-            // A service that a reload took away shuts nobody out any more.
+            // A service that a reload took away, or whose limit blocks no more, shuts nobody out.
+            let mut blocking = policy.services().iter().filter(|service| service.limit.block_ns != 0);
+            let found = blocking.find(|service| service.id == id);
             found.map(|service| Arc::clone(&service.name))
         };
         let blocked = self.dataplane.borrow_mut().blocked()?.into_iter();

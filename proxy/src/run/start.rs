@@ -102,7 +102,7 @@ async fn make(
     dataplane.set_listeners(&listeners)?;
     let addresses = route::watch_addresses().await?;
     report(dataplane.set_local_addresses(&addresses.borrow()));
-    dataplane.set_settings(settings(&config, numbers))?;
+    dataplane.set_settings(settings(&config, numbers, &links))?;
     let interfaces: Vec<u32> = links.iter().map(|link| link.index).collect();
     let first = First::install(&config, &mut dataplane, &interfaces)?;
     if config.trace {
@@ -113,7 +113,8 @@ async fn make(
     stage.pin_tables(&first.maps)?;
     let tables = dataplane.flow_tables(config.workers)?;
     let own = Arc::new(addresses.borrow().clone());
-    let (policies, follow) = watch::channel(Arc::new(Policies::new(Arc::clone(&first.policy), own)));
+    let (policies, follow) =
+        watch::channel(Arc::new(Policies::new(Arc::clone(&first.policy), interfaces.into(), own)));
     let for_proxy = Arc::new(config.proxy(numbers.mark));
     let proxy = Proxy::start(for_proxy, follow, listeners, tables, dataplane.client_table()?)?;
     let control = admin::bind(&places.socket()).map_err(system("making the control socket"))?;
@@ -228,7 +229,7 @@ fn route_plan(config: &Config, numbers: Numbers) -> RoutePlan {
     }
 }
 
-fn settings(config: &Config, numbers: Numbers) -> Settings {
+fn settings(config: &Config, numbers: Numbers, links: &[Link]) -> Settings {
     Settings {
         layout: LAYOUT,
         mark: numbers.mark,
@@ -238,7 +239,13 @@ fn settings(config: &Config, numbers: Numbers) -> Settings {
         draining: 0,
         active: 0,
         blocking: 0,
+        switched: is_switched(links).into(),
     }
+}
+
+/// Whether some interface is a port of a bridge, bond or VRF.
+fn is_switched(links: &[Link]) -> bool {
+    links.iter().any(|link| link.controller.is_some())
 }
 
 /// Keeps the map of this host's own addresses as they are. A new address is also how a VLAN device or bridge
@@ -254,5 +261,8 @@ async fn follow_addresses(
         report(dataplane.borrow_mut().set_local_addresses(&set));
         rules.set_addresses(&set);
         report(route.refresh().await);
+        if let Ok(links) = listed_links(&rules.config()).await {
+            report(dataplane.borrow_mut().set_switched(is_switched(&links)));
+        }
     }
 }

@@ -15,6 +15,7 @@
 
 mod task;
 
+use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -41,6 +42,8 @@ struct Case {
     client: ClientAddr,
     original: OriginalDst,
     service: Option<Rc<Served>>,
+    /// By which it came in, as the kernel numbers it, where that is known.
+    interface: Option<NonZeroU32>,
     /// Among the client's connections, where the service limits them; boxed, because few do.
     held: Option<Box<Held>>,
     since: Instant,
@@ -105,6 +108,7 @@ impl Accepted {
             client,
             original,
             service: None,
+            interface: None,
             held: None,
             since: Instant::now(),
             source: None,
@@ -118,13 +122,13 @@ impl Accepted {
 
     fn open(self, worker: &Worker) -> Result<Session, Relayed> {
         let Self { mut case, to_listener, fd } = self;
-        let Some(served) = worker.service_of(case.client, case.original) else {
+        let Some((served, interface)) = worker.service_of(case.client, case.original) else {
             let reason = if to_listener { CloseReason::Loop } else { CloseReason::NoService };
             return Err(case.refuse(fd, reason));
         };
         let Service { source, upstream, limit, id, .. } = served.service;
         served.stats.accepted.add(1);
-        case.service = Some(served);
+        (case.service, case.interface) = (Some(served), interface);
         if to_listener && upstream == Destination::Original {
             return Err(case.refuse(fd, CloseReason::Loop));
         }

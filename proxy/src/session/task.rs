@@ -148,7 +148,7 @@ impl Task {
     fn may_go_on(&self) -> bool {
         match &self.stage {
             Stage::Connecting(Connecting { case, .. }) | Stage::Relaying(case, _) => {
-                self.worker.keeps(case.client, case.original)
+                self.worker.keeps(case.client, case.original, case.interface)
             }
             Stage::Over => true,
         }

@@ -31,5 +31,5 @@ pub fn service(server: SocketAddr) -> Service {
 /// A policy of one service.
 pub fn policies(service: Service) -> watch::Sender<Arc<Policies>> {
     let policy = Policy::new(&[service], &[], 1, &[0]).unwrap();
-    watch::Sender::new(Arc::new(Policies::new(Arc::new(policy), Arc::default())))
+    watch::Sender::new(Arc::new(Policies::new(Arc::new(policy), Arc::default(), Arc::default())))
 }

@@ -14,10 +14,10 @@ use crate::{
 };
 
 /// Where HAProxy waits for the intercepted connections.
-const PORT: u16 = 5000;
+pub const PORT: u16 = 5000;
 
 /// Policy routes of the lab's own namespace.
-const MARK: &str = "1";
+pub const MARK: &str = "1";
 const TABLE: &str = "100";
 
 /// TPROXY by iptables.
@@ -37,6 +37,11 @@ pub fn intercept(namespace: &Namespace, ports: &[u16]) -> Result<()> {
     let new = ["-A", "PREROUTING", "-i", TO_CLIENT, "-p", "tcp", "-m", "multiport", "--dports", &ports];
     let steer = ["-j", "TPROXY", "--on-port", &on_port, "--tproxy-mark", &mark];
     iptables(namespace, &[&new[..], &steer[..]].concat())?;
+    route(namespace)
+}
+
+/// Marked packets are for this host.
+pub fn route(namespace: &Namespace) -> Result<()> {
     namespace.ip(&["rule", "add", "fwmark", MARK, "lookup", TABLE])?;
     namespace.ip(&["route", "add", "local", "default", "dev", "lo", "table", TABLE])
 }

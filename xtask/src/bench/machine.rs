@@ -15,6 +15,8 @@ pub struct Machine {
     pub kernel: String,
     pub sheer: String,
     pub haproxy: String,
+    pub nftables: String,
+    pub iptables: String,
     pub congestion_control: String,
 }
 
@@ -30,15 +32,18 @@ impl Machine {
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
             sheer: process::capture(Command::new(sheer).arg("--version"))?.trim().to_owned(),
             haproxy: haproxy::version()?,
+            nftables: version("nft")?,
+            iptables: version("iptables")?,
             congestion_control: congestion.to_owned(),
         })
     }
 
     pub fn sentence(&self) -> String {
-        let Self { cpu, cores, memory_gib, kernel, sheer, haproxy, congestion_control } = self;
+        let Self { cpu, cores, memory_gib, kernel, sheer, haproxy, nftables, iptables, congestion_control } =
+            self;
         format!(
             "{cpu}, {cores} cores for client, proxy and server together, {memory_gib} GiB, Linux {kernel}; {sheer}, \
-             HAProxy {haproxy}; congestion control {congestion_control} everywhere"
+             HAProxy {haproxy}, {nftables}, {iptables}; congestion control {congestion_control} everywhere"
         )
     }
 }
@@ -71,6 +76,13 @@ impl Ticks {
         let free = ticks.get(3).context("/proc/stat has no idle time")? + ticks.get(4).unwrap_or(&0);
         Ok(Self { busy: total - free, total })
     }
+}
+
+/// The first line of `--version`, without nft's nicknames: `nftables v1.0.6 (…)`.
+fn version(program: &str) -> Result<String> {
+    let said = process::capture(Command::new(program).arg("--version"))?;
+    let said = said.lines().next().unwrap_or_default();
+    Ok(said.split(" (Lester").next().unwrap_or_default().trim().to_owned())
 }
 
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {

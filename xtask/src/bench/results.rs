@@ -83,7 +83,8 @@ pub struct Summary {
 }
 
 impl Summary {
-    fn of(samples: &[f64]) -> Option<Self> {
+    /// Of no samples there is none.
+    pub fn of(samples: &[f64]) -> Option<Self> {
         let mut sorted = samples.to_vec();
         sorted.sort_by(f64::total_cmp);
         let (min, max) = (*sorted.first()?, *sorted.last()?);
@@ -98,8 +99,6 @@ impl Summary {
 #[derive(Default)]
 pub struct Results {
     samples: BTreeMap<(Metric, &'static str), Vec<f64>>,
-    /// Share of the machine that others used before each round, 0 to 1.
-    pub disturbance: Vec<f64>,
     /// Every load as it was counted, for the JSON.
     pub outcomes: Vec<(&'static str, Metric, Outcome)>,
 }

@@ -6,6 +6,7 @@ mod churn;
 mod echo;
 mod idle;
 mod poller;
+mod segments;
 mod tally;
 pub mod target;
 
@@ -31,6 +32,8 @@ pub enum Kind {
     Echo,
     /// Connect, message, answer, close; counts connections.
     Churn,
+    /// Segments of connections that are not there, to `connections` addresses; counts segments sent.
+    Segments,
     /// Connect, one message and answer, then silence until stdin ends.
     Idle,
 }
@@ -75,6 +78,14 @@ pub struct Outcome {
     pub p99_us: u32,
 }
 
+impl Outcome {
+    /// The connections that certainly went all the way; of those under way at the end, `loose` at most, some did not.
+    pub fn finished(&self, loose: usize) -> u64 {
+        let loose = loose as u64;
+        if self.connections > loose { self.connections - loose } else { self.connections }
+    }
+}
+
 /// # Errors
 /// When the target cannot be reached at all.
 pub fn run(load: &Load) -> Result<()> {
@@ -82,6 +93,7 @@ pub fn run(load: &Load) -> Result<()> {
         Kind::Bulk | Kind::BulkPages => bulk::run(load)?,
         Kind::Echo => echo::run(load)?,
         Kind::Churn => churn::run(load)?,
+        Kind::Segments => segments::run(load)?,
         Kind::Idle => return idle::run(load),
     };
     println!("{}", serde_json::to_string(&outcome)?);

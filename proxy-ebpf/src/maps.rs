@@ -7,7 +7,7 @@
 //! | `flows` | proxy makes and removes entries; `ingress` counts in them | `ingress`, `sheer flows` | 524,288 | the connection is steered by socket lookup, uncounted; `flow_table_failed` in `sheer status` rises |
 //! | `policies` | proxy, into the half that is not in force | programs | 2 | cannot be |
 //! | `services`, `classes`, `nodes` | proxy, made anew for each policy to its size | programs, by `policy_services`, `policy_classes`, `policy_nodes` | as needed: 4,096 services, 262,144 classes | the config is refused |
-//! | `interfaces` | proxy, for the policy that comes | programs, if a service asks for certain interfaces | 2 × 1,024 | the config is refused |
+//! | `interfaces` | proxy, for the policy that comes | programs, if a service asks for certain interfaces | 2 × 1,024 | the start, or the reload, is refused |
 //! | `service_counters` | programs | `sheer services` | 8,192, per CPU | cannot be |
 //! | `openings` | `ingress`: each connection if a service asks for certain interfaces, else those whose listener the stack has to look for | the socket lookup; proxy, at accept | 16,384 | the oldest go; the proxy then takes the first service that fits by any interface |
 //! | `limits` | programs | programs | 65,536 | the clients that were quiet for the longest are forgotten |

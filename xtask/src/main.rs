@@ -55,7 +55,7 @@ enum Command {
         #[arg(last = true)]
         harness: Vec<String>,
     },
-    /// Measure Sheer beside plain routing and a tuned HAProxy
+    /// Measure Sheer: beside plain routing and a tuned HAProxy, packet by packet, and beside nftables and iptables
     Bench(bench::Options),
     #[command(name = "__run-lab", hide = true)]
     RunLab {

@@ -33,6 +33,7 @@ mod namespace;
 mod pattern;
 mod peers;
 mod process;
+mod programs;
 mod sheer;
 mod wait;
 
@@ -46,5 +47,6 @@ pub use namespace::Namespace;
 pub use pattern::{Pattern, PatternError};
 pub use peers::{Connection, Ended, Server};
 pub use process::Process;
+pub use programs::{MARK, bring_into_force, load_programs};
 pub use sheer::{Sheer, SheerBuilder, binary, reasons};
 pub use wait::{PATIENCE, wait_until};

@@ -9,34 +9,20 @@ use std::net::{IpAddr, SocketAddr};
 use aya::programs::{TestRun as _, TestRunOptions};
 use sheer::{
     config::{Action, Protocol, Service, WhenDown},
-    dataplane::{Dataplane, PolicyMaps, object::program},
+    dataplane::{Dataplane, object::program},
     flow::{ConnectionId, ConnectionTuples, Moved},
-    policy::Policy,
     socket::{ClientAddr, OriginalDst, SourceAddr, UpstreamAddr, bind_listeners},
 };
 use sheer_common::{
-    abi::{LAYOUT, Settings},
+    abi::Settings,
     verdict::{Counters, HelperFailure, Verdict},
 };
-use sheer_tests::{Frame, Namespace, Tag};
+use sheer_tests::{Frame, MARK, Namespace, Tag, bring_into_force, load_programs};
 
-const MARK: u32 = 0x2040;
 const CLIENT: &str = "198.51.100.7:40000";
 const SERVER: &str = "203.0.113.9:80";
 const CLIENT6: &str = "[2001:db8:1::7]:40000";
 const SERVER6: &str = "[2001:db8:2::9]:80";
-
-const SETTINGS: Settings = Settings {
-    layout: LAYOUT,
-    mark: MARK,
-    table: 8300,
-    priority: 60,
-    workers: 1,
-    draining: 0,
-    active: 0,
-    blocking: 0,
-    switched: 0,
-};
 
 /// Answers of a program (include/uapi/linux/pkt_cls.h).
 const UNSPEC: u32 = u32::MAX;
@@ -68,12 +54,9 @@ impl Outcome {
 
 fn bench<T: Send>(when_down: WhenDown, story: impl FnOnce(&mut Bench) -> T + Send) -> T {
     Namespace::new("programs").run(|| {
-        let mut dataplane = Dataplane::load(false).unwrap();
         let own: [IpAddr; 2] = ["203.0.113.1".parse().unwrap(), "2001:db8:2::1".parse().unwrap()];
-        dataplane.set_local_addresses(&own.into()).unwrap();
-        dataplane.set_settings(SETTINGS).unwrap();
-        let policy = Policy::new(&[service(when_down)], &[], 1, &[0]).unwrap();
-        dataplane.bring_into_force(&policy, &PolicyMaps::make(&policy).unwrap(), &[]).unwrap();
+        let mut dataplane = load_programs(&own.into());
+        bring_into_force(&mut dataplane, &[service(when_down)], (&[], &[]), 1);
         story(&mut Bench { dataplane })
     })
 }

@@ -9,20 +9,14 @@ use fastrand::Rng;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use sheer::{
     config::{Action, Prefixes, Protocol, Service, WhenDown},
-    dataplane::{Dataplane, PolicyMaps},
+    dataplane::Dataplane,
     explain::reference::{Packet, first_match},
-    policy::{Policy, ServiceIds},
     route::AddressSet,
     socket::bind_listeners,
 };
-use sheer_common::{
-    abi::{LAYOUT, Settings},
-    policy::is_special,
-    verdict::Verdict,
-};
-use sheer_tests::{Frame, Lab};
+use sheer_common::{policy::is_special, verdict::Verdict};
+use sheer_tests::{Frame, Lab, MARK, bring_into_force, load_programs};
 
-const MARK: u32 = 0x2040;
 /// Services of each policy in turn; the last is as long as can be.
 const SIZES: [usize; 8] = [1, 3, 12, 40, 64, 65, 300, 4096];
 const POLICIES: usize = 64;
@@ -59,25 +53,12 @@ struct Bench {
 
 impl Bench {
     fn new(listed: &[String], numbers: &[u32]) -> Self {
-        let mut dataplane = Dataplane::load(false).unwrap();
-        let settings = Settings {
-            layout: LAYOUT,
-            mark: MARK,
-            table: 8300,
-            priority: 60,
-            workers: 1,
-            draining: 0,
-            active: 0,
-            blocking: 0,
-            switched: 0,
-        };
-        dataplane.set_settings(settings).unwrap();
-        let listeners = bind_listeners(1, MARK, 16).unwrap();
-        dataplane.set_listeners(&listeners).unwrap();
         let own: AddressSet = ["10.1.2.3", "10.1.2.4", "203.0.113.1", "2001:db8::1", "fe80::7"]
             .map(|a| a.parse().unwrap())
             .into();
-        dataplane.set_local_addresses(&own).unwrap();
+        let mut dataplane = load_programs(&own);
+        let listeners = bind_listeners(1, MARK, 16).unwrap();
+        dataplane.set_listeners(&listeners).unwrap();
         let (listed, numbers) = (listed.to_vec(), numbers.to_vec());
         Self { dataplane, listed, numbers, own, generation: 0, _listeners: listeners }
     }
@@ -86,11 +67,8 @@ impl Bench {
     fn round(&mut self, random: &mut Rng, size: usize, seed: u64) -> usize {
         let services: Vec<Service> = (0..size).map(|n| service(random, n, size, &self.listed)).collect();
         self.generation += 1;
-        let names = services.iter().map(|service| service.name.as_str());
-        let (_, ids, _) = ServiceIds::default().assign(names);
-        let policy = Policy::new(&services, &self.listed, self.generation, &ids).unwrap();
-        let maps = PolicyMaps::make(&policy).unwrap();
-        self.dataplane.bring_into_force(&policy, &maps, &self.numbers[..self.listed.len()]).unwrap();
+        let listed = (&self.listed[..], &self.numbers[..self.listed.len()]);
+        bring_into_force(&mut self.dataplane, &services, listed, self.generation);
         for n in 0..PACKETS {
             let protocol = if random.u8(..8) == 0 { Protocol::Udp } else { Protocol::Tcp };
             let v6 = random.bool();

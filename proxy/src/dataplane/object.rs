@@ -99,25 +99,8 @@ pub mod map {
         LOCAL_ADDRESSES,
         COUNTERS,
     ];
-    /// Those of a size of their own: all that a policy's maps are not.
-    pub const ALL: &[&str] = &[
-        SETTINGS,
-        LISTENERS,
-        FLOWS,
-        POLICIES,
-        INTERFACES,
-        SERVICE_COUNTERS,
-        OPENINGS,
-        LIMITS,
-        CONCURRENT,
-        BLOCKED,
-        BLOCKED_BY_HAND,
-        LOCAL_ADDRESSES,
-        COUNTERS,
-        EXPLANATION,
-        ASKING,
-        SCRATCH,
-    ];
+    /// Those that nobody else has to see.
+    pub const UNPINNED: &[&str] = &[EXPLANATION, ASKING, SCRATCH];
 }
 
 /// Programs and maps, loaded and not yet attached.
@@ -190,11 +173,6 @@ impl Dataplane {
         };
         let started = thread::Builder::new().name("sheer-trace".into()).spawn(follow);
         started.map(drop).map_err(|e| DataplaneError::Trace { source: e.into() })
-    }
-
-    /// The programs with their names, to be pinned.
-    pub(super) fn ebpf_mut(&mut self) -> &mut Ebpf {
-        &mut self.ebpf
     }
 
     /// A map by name.

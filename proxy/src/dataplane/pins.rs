@@ -121,7 +121,7 @@ impl Stage {
     /// # Errors
     /// When the kernel refuses a pin.
     pub fn pin(&self, dataplane: &mut super::Dataplane) -> Result<(), DataplaneError> {
-        let ebpf = dataplane.ebpf_mut();
+        let ebpf = &mut dataplane.ebpf;
         for &name in map::PINNED {
             let map = ebpf.map(name).ok_or(DataplaneError::Missing { what: "map", name })?;
             pin_map(map, &self.pins.stage.join("maps").join(name))?;

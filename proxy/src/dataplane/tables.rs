@@ -48,7 +48,7 @@ impl PolicyMaps {
     /// The object is read once more for its definitions of these maps, with the names and types that bpftool shows.
     fn of_sizes(sizes: [usize; 3]) -> Result<Self, DataplaneError> {
         let mut loader = EbpfLoader::new();
-        for name in map::ALL {
+        for name in map::PINNED.iter().chain(map::UNPINNED) {
             loader.map_max_entries(name, 1);
         }
         for ((name, _), size) in TABLES.iter().zip(sizes) {

@@ -20,15 +20,13 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde_json::{Value, json};
 use sheer::{
     config::{Action, Prefixes, Protocol, Service, WhenDown},
-    dataplane::{Dataplane, PolicyMaps, object::program},
+    dataplane::{Dataplane, object::program},
     flow::{ConnectionId, ConnectionTuples, Moved},
-    policy::{Policy, ServiceIds},
+    policy::Policy,
     socket::{ClientAddr, OriginalDst, SourceAddr, UpstreamAddr, bind_listeners},
 };
-use sheer_common::abi::{LAYOUT, Settings};
-use sheer_tests::{Frame, Namespace};
+use sheer_tests::{Frame, MARK, Namespace, bring_into_force, load_programs};
 
-const MARK: u32 = 0x2040;
 const REPEAT: u32 = 400_000;
 /// Destinations of the case in which they differ, and how often each one comes.
 const DIFFERENT: (usize, u32) = (256, 2000);
@@ -247,33 +245,15 @@ impl Bench {
     }
 
     fn load(services: Vec<Service>, hit: Hit) -> Self {
-        let mut dataplane = Dataplane::load(false).unwrap();
         let own: [IpAddr; 2] = ["203.0.113.1".parse().unwrap(), "2001:db8:2::1".parse().unwrap()];
-        dataplane.set_local_addresses(&own.into()).unwrap();
-        let settings = Settings {
-            layout: LAYOUT,
-            mark: MARK,
-            table: 8300,
-            priority: 60,
-            workers: 1,
-            draining: 0,
-            active: 0,
-            blocking: 0,
-            switched: 0,
-        };
-        dataplane.set_settings(settings).unwrap();
+        let mut dataplane = load_programs(&own.into());
         let listeners = bind_listeners(1, MARK, 16).unwrap();
         dataplane.set_listeners(&listeners).unwrap();
         Self { dataplane, services, hit, made: 0, _listeners: listeners }
     }
 
     fn bring_into_force(&mut self, generation: u32) -> Policy {
-        let names = self.services.iter().map(|service| service.name.as_str());
-        let (_, ids, _) = ServiceIds::default().assign(names);
-        let policy = Policy::new(&self.services, &[], generation, &ids).unwrap();
-        let maps = PolicyMaps::make(&policy).unwrap();
-        self.dataplane.bring_into_force(&policy, &maps, &[]).unwrap();
-        policy
+        bring_into_force(&mut self.dataplane, &self.services, (&[], &[]), generation)
     }
 
     /// New connections, one run each, on another CPU: while nothing happens, and while the policy is reloaded again and

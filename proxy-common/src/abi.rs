@@ -154,7 +154,7 @@ impl LocalAddress {
 
 /// Number of the layout of all shared types. Whoever reads maps that another build may have made compares it
 /// first; a change of any shared type raises it.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// The one entry of the `settings` map: what the programs run under.
 #[repr(C)]

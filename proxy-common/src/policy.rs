@@ -50,8 +50,14 @@ pub struct Service {
     pub action: Action,
     /// What happens to them while the proxy is down.
     pub when_down: WhenDown,
+    /// Not zero: answers leave by the interface and to the neighbour by which the client's packets come.
+    pub same_way: u8,
+    /// Not zero: connections that processes of this host open are taken too.
+    pub intercept_local: u8,
+    /// Not zero: pings to its addresses are answered here.
+    pub answer_ping: u8,
     /// Zero.
-    pub _pad: [u8; 6],
+    pub _pad: [u8; 3],
 }
 assert_size!(Service, 72);
 
@@ -81,8 +87,12 @@ pub struct Policy {
     pub by_interface: u32,
     /// Not zero: some service looks at UDP.
     pub takes_udp: u32,
+    /// Not zero: some service takes connections of this host's own processes.
+    pub intercepts_local: u32,
+    /// Not zero: some service answers pings.
+    pub answers_ping: u32,
 }
-assert_size!(Policy, 44);
+assert_size!(Policy, 52);
 
 /// The two roots of a dimension.
 #[repr(C)]

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use aya::programs::{TestRun as _, TestRunOptions};
 use sheer::{
-    config::{Action, Protocol, Service, WhenDown},
+    config::{Service, WhenDown},
     dataplane::{Dataplane, object::program},
     flow::{ConnectionId, ConnectionTuples, Moved},
     socket::{ClientAddr, OriginalDst, SourceAddr, UpstreamAddr, bind_listeners},
@@ -62,19 +62,7 @@ fn bench<T: Send>(when_down: WhenDown, story: impl FnOnce(&mut Bench) -> T + Sen
 }
 
 fn service(when_down: WhenDown) -> Service {
-    Service {
-        name: "test".into(),
-        protocol: Protocol::Tcp,
-        destinations: None,
-        ports: Some("80,8000-8099".parse().unwrap()),
-        clients: None,
-        interfaces: None,
-        action: Action::Proxy,
-        source: Default::default(),
-        upstream: Default::default(),
-        when_down,
-        limit: None,
-    }
+    Service { ports: Some("80,8000-8099".parse().unwrap()), when_down, ..Service::any("test") }
 }
 
 impl Bench {

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use fastrand::Rng;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use sheer::{
-    config::{Action, Prefixes, Protocol, Service, WhenDown},
+    config::{Action, Prefixes, Protocol, Service},
     dataplane::Dataplane,
     explain::reference::{Packet, first_match},
     route::AddressSet,
@@ -143,17 +143,13 @@ fn service(random: &mut Rng, number: usize, size: usize, interfaces: &[String]) 
         _ => Action::Proxy,
     };
     Service {
-        name: format!("s{number}"),
         protocol,
         destinations: (!rare(random)).then(|| prefixes(random)),
         ports: (!rare(random)).then(|| ports(random)),
         clients: random.bool().then(|| prefixes(random)),
         interfaces: (random.u8(..5) == 0).then(|| vec![random.choice(interfaces).unwrap().clone()]),
         action,
-        source: Default::default(),
-        upstream: Default::default(),
-        when_down: WhenDown::Open,
-        limit: None,
+        ..Service::any(&format!("s{number}"))
     }
 }
 

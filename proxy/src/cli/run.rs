@@ -6,12 +6,9 @@ use clap::{Args, ValueEnum};
 
 use super::{InstanceArgs, parse_interface};
 use crate::{
-    config::{
-        Action, AttachMode, Config, Existing, Mistakes, Ports, Protocol, Service, Timeouts, WhenDown, values,
-    },
+    config::{AttachMode, Config, Existing, Mistakes, Ports, Service, Timeouts, WhenDown, values},
     record::{AccessLog, RecordFormat},
     socket::SourceMode,
-    upstream::Destination,
 };
 
 /// Flags of `sheer run`.
@@ -186,17 +183,10 @@ impl RunArgs {
             return Err(format!("-i {twice} is given twice; name each interface once"));
         }
         let service = Service {
-            name: "tcp".into(),
-            protocol: Protocol::Tcp,
-            destinations: None,
             ports: self.tcp,
-            clients: None,
-            interfaces: None,
-            action: Action::Proxy,
             source: self.source,
             when_down: self.when_down,
-            upstream: Destination::default(),
-            limit: None,
+            ..Service::any("tcp")
         };
         Ok(Config {
             instance: self.of.instance,

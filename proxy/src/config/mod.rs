@@ -20,7 +20,7 @@ pub use self::{
     error::{Mistake, Mistakes, Place},
     ports::{PortError, Ports},
     proxy::{ProxyConfig, Timeouts},
-    service::{Action, Limit, PerClient, Prefixes, Protocol, Service, WhenDown},
+    service::{Action, Limit, PerClient, Prefixes, Protocol, Reply, SameSubnet, Service, WhenDown},
 };
 use crate::{
     instance::InstanceName,

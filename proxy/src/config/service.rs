@@ -33,8 +33,40 @@ pub struct Service {
     pub upstream: Destination,
     /// What happens to its new connections while the proxy is down.
     pub when_down: WhenDown,
+    /// By which way answers go to the client.
+    pub reply: Reply,
+    /// What becomes of a connection whose client and server would speak past the proxy.
+    pub same_subnet: SameSubnet,
+    /// Connections that processes of this host open are taken too.
+    pub intercept_local: bool,
+    /// Pings to its addresses are answered here, while their server can be reached.
+    pub answer_ping: bool,
     /// How much one client may take.
     pub limit: Option<Limit>,
+}
+
+impl Service {
+    /// A service that takes every TCP connection, and says nothing else.
+    #[must_use]
+    pub fn any(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            protocol: Protocol::default(),
+            destinations: None,
+            ports: None,
+            clients: None,
+            interfaces: None,
+            action: Action::default(),
+            source: SourceMode::default(),
+            upstream: Destination::default(),
+            when_down: WhenDown::default(),
+            reply: Reply::default(),
+            same_subnet: SameSubnet::default(),
+            intercept_local: false,
+            answer_ping: false,
+            limit: None,
+        }
+    }
 }
 
 /// The transport protocol of a service.
@@ -98,6 +130,31 @@ impl From<WhenDown> for policy::WhenDown {
             WhenDown::Closed => Self::Closed,
         }
     }
+}
+
+/// By which way answers go to the client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// By this host's routes.
+    #[default]
+    Route,
+    /// By the interface and to the neighbour by which the client's packets come.
+    SameWay,
+}
+
+/// What becomes of a connection whose server would answer the client directly, because both are in one subnet: the
+/// client would not know that answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SameSubnet {
+    /// It is refused.
+    #[default]
+    Refuse,
+    /// The proxy connects from its own address.
+    Proxy,
+    /// As everywhere: the server's frames to the client come through a listed port of a bridge, and are taken there.
+    Redirect,
 }
 
 /// How much one client may take of a service; checked by the kernel before a SYN is answered.

@@ -223,25 +223,10 @@ impl Decided {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::{
-        config::{Action, Prefixes, Service, Timeouts, WhenDown},
-        socket::SourceMode,
-    };
+    use crate::config::{Action, Prefixes, Service, Timeouts};
 
     pub(crate) fn service(name: &str) -> Service {
-        Service {
-            name: name.into(),
-            protocol: Protocol::Tcp,
-            destinations: None,
-            ports: None,
-            clients: None,
-            interfaces: None,
-            action: Action::Proxy,
-            source: SourceMode::Client,
-            upstream: Default::default(),
-            when_down: WhenDown::Open,
-            limit: None,
-        }
+        Service::any(name)
     }
 
     pub(crate) fn prefixes(list: &str) -> Option<Prefixes> {

@@ -85,6 +85,8 @@ pub fn compile(services: &[Service], interfaces: &[String]) -> Result<Compiled, 
         any_interface: classes.of(numbers(services, |s| s.interfaces.is_none()))?,
         by_interface: services.iter().any(|s| s.interfaces.is_some()).into(),
         takes_udp: services.iter().any(|s| s.protocol == Protocol::Udp).into(),
+        intercepts_local: services.iter().any(|s| s.intercept_local).into(),
+        answers_ping: services.iter().any(|s| s.answer_ping).into(),
     };
     let of_interface = |name: &String| {
         classes.of(numbers(services, |s| s.interfaces.as_ref().is_none_or(|listed| listed.contains(name))))

@@ -28,7 +28,7 @@ pub use self::{
     shadow::{Shadowed, shadowed},
 };
 use crate::{
-    config::{self, Action, WhenDown},
+    config::{self, Action, Reply, SameSubnet, WhenDown},
     flow::Opening,
     route::AddressSet,
     socket::{ClientAddr, OriginalDst, SourceMode},
@@ -50,6 +50,14 @@ pub struct Service {
     pub upstream: Destination,
     /// What happens to its new connections while the proxy is down.
     pub when_down: WhenDown,
+    /// By which way answers go to the client.
+    pub reply: Reply,
+    /// What becomes of a connection whose client and server would speak past the proxy.
+    pub same_subnet: SameSubnet,
+    /// Connections that processes of this host open are taken too.
+    pub intercept_local: bool,
+    /// Pings to its addresses are answered here, while their server can be reached.
+    pub answer_ping: bool,
     /// How much one client may take.
     pub limit: Limit,
 }
@@ -82,6 +90,10 @@ impl Policy {
             source: service.source,
             upstream: service.upstream,
             when_down: service.when_down,
+            reply: service.reply,
+            same_subnet: service.same_subnet,
+            intercept_local: service.intercept_local,
+            answer_ping: service.answer_ping,
             limit: service.limit.as_ref().map(limit).unwrap_or_default(),
         });
         let by_id = ids.iter().enumerate().map(|(number, id)| (*id, number)).collect();
@@ -171,7 +183,10 @@ impl From<&Service> for policy::Service {
             id: service.id,
             action: service.action.into(),
             when_down: service.when_down.into(),
-            _pad: [0; 6],
+            same_way: (service.reply == Reply::SameWay).into(),
+            intercept_local: service.intercept_local.into(),
+            answer_ping: service.answer_ping.into(),
+            _pad: [0; 3],
         }
     }
 }

@@ -6,19 +6,7 @@ use super::*;
 use crate::config::{Prefixes, Protocol};
 
 fn service(name: &str) -> config::Service {
-    config::Service {
-        name: name.into(),
-        protocol: Protocol::Tcp,
-        destinations: None,
-        ports: None,
-        clients: None,
-        interfaces: None,
-        action: Action::Proxy,
-        source: SourceMode::Client,
-        upstream: Destination::Original,
-        when_down: WhenDown::Open,
-        limit: None,
-    }
+    config::Service::any(name)
 }
 
 fn prefixes(list: &str) -> Option<Prefixes> {

@@ -1,22 +1,26 @@
 //! The connection onward: where it goes, and what its failure means.
 
+use std::fmt;
 use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
 use std::task::{Context, Poll};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::reason::CloseReason;
 use crate::socket::source::Started;
 use crate::socket::{ClientAddr, OriginalDst, SourceError, SourceMode, Stream, UpstreamAddr, source};
 
 /// Where connections go on to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Destination {
     /// To whom the client asked for.
     #[default]
     Original,
-    /// All to one address, whomever the client asked for.
+    /// All to one host, to the port that the client asked for.
+    Host(IpAddr),
+    /// All to one address and port, whomever the client asked for.
     Fixed(UpstreamAddr),
 }
 
@@ -25,8 +29,41 @@ impl Destination {
     pub fn of(self, original: OriginalDst) -> UpstreamAddr {
         match self {
             Self::Original => UpstreamAddr::new(original.socket_addr()),
+            Self::Host(ip) => UpstreamAddr::new(SocketAddr::new(ip, original.port())),
             Self::Fixed(upstream) => upstream,
         }
+    }
+}
+
+/// As a config writes it: `original`, an address, or an address with a port.
+impl FromStr for Destination {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        if text == "original" {
+            return Ok(Self::Original);
+        }
+        if let Ok(ip) = text.parse::<IpAddr>() {
+            return Ok(Self::Host(ip.to_canonical()));
+        }
+        let address: SocketAddr = text.parse().map_err(|_| ())?;
+        if address.port() == 0 { Err(()) } else { Ok(Self::Fixed(UpstreamAddr::new(address))) }
+    }
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Original => f.write_str("original"),
+            Self::Host(ip) => ip.fmt(f),
+            Self::Fixed(upstream) => upstream.fmt(f),
+        }
+    }
+}
+
+impl Serialize for Destination {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

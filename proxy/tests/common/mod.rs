@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use sheer::config::{Action, Prefixes, Protocol, Service, WhenDown};
+use sheer::config::{Prefixes, Service};
 use sheer::policy::Policy;
 use sheer::service::Policies;
 use sheer::socket::{SourceMode, UpstreamAddr};
@@ -14,17 +14,10 @@ use tokio::sync::watch;
 /// them all to one server.
 pub fn service(server: SocketAddr) -> Service {
     Service {
-        name: "test".into(),
-        protocol: Protocol::Tcp,
         destinations: Some(Prefixes { v4: vec!["127.0.0.0/8".parse().unwrap()], v6: vec![] }),
-        ports: None,
-        clients: None,
-        interfaces: None,
-        action: Action::Proxy,
         source: SourceMode::Proxy,
         upstream: Destination::Fixed(UpstreamAddr::new(server)),
-        when_down: WhenDown::Open,
-        limit: None,
+        ..Service::any("test")
     }
 }
 

@@ -19,7 +19,7 @@ use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde_json::{Value, json};
 use sheer::{
-    config::{Action, Prefixes, Protocol, Service, WhenDown},
+    config::{Action, Prefixes, Service},
     dataplane::{Dataplane, object::program},
     flow::{ConnectionId, ConnectionTuples, Moved},
     policy::Policy,
@@ -194,19 +194,7 @@ fn policy(count: usize, prefixes: usize) -> (Vec<Service>, Hit) {
 }
 
 fn service(number: usize, action: Action) -> Service {
-    Service {
-        name: format!("service-{number}"),
-        protocol: Protocol::Tcp,
-        destinations: None,
-        ports: None,
-        clients: None,
-        interfaces: None,
-        action,
-        source: Default::default(),
-        upstream: Default::default(),
-        when_down: WhenDown::Open,
-        limit: None,
-    }
+    Service { action, ..Service::any(&format!("service-{number}")) }
 }
 
 struct Bench {

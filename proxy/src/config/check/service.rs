@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use super::{common::Check, families, limit, process::WHEN_DOWN};
 use crate::{
     config::{
-        Action, Ports, Protocol, Service, WhenDown,
+        Action, Ports, Protocol, Reply, SameSubnet, Service, WhenDown,
         collect::Spot,
         error::quoted,
         ports, raw,
@@ -18,6 +18,9 @@ use crate::{
 const PROTOCOL: [(&str, Protocol); 2] = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
 const ACTION: [(&str, Action); 3] =
     [("proxy", Action::Proxy), ("pass", Action::Pass), ("drop", Action::Drop)];
+const REPLY: [(&str, Reply); 2] = [("route", Reply::Route), ("same-way", Reply::SameWay)];
+const SAME_SUBNET: [(&str, SameSubnet); 3] =
+    [("refuse", SameSubnet::Refuse), ("proxy", SameSubnet::Proxy), ("redirect", SameSubnet::Redirect)];
 const ANY: &str = "an empty list matches nothing; leave the key out for any";
 
 pub(super) fn service(
@@ -34,7 +37,9 @@ pub(super) fn service(
         None => Some(Action::Proxy),
     };
     let source = check.value(raw.source.as_ref(), values::source);
-    check.value(raw.upstream.as_ref(), upstream);
+    let upstream = check.value(raw.upstream.as_ref(), upstream);
+    let reply = check.choice(raw.reply.as_ref(), &REPLY);
+    let same_subnet = check.choice(raw.same_subnet.as_ref(), &SAME_SUBNET);
     let own_when_down = check.choice(raw.when_down.as_ref(), &WHEN_DOWN);
     let limit = raw.limit.as_ref().and_then(|raw| limit::limit(raw, check));
     if let Some(action) = action {
@@ -52,20 +57,23 @@ pub(super) fn service(
         action: action.unwrap_or_default(),
         source: source.unwrap_or_default(),
         when_down: own_when_down.unwrap_or(when_down),
-        upstream: Destination::default(),
+        upstream: upstream.unwrap_or_default(),
+        reply: reply.unwrap_or_default(),
+        same_subnet: same_subnet.unwrap_or_default(),
+        intercept_local: raw.intercept_local.as_ref().is_some_and(|field| field.value),
+        answer_ping: raw.answer_ping.as_ref().is_some_and(|field| field.value),
         limit,
     }
 }
 
-fn upstream(text: &str) -> Result<(), String> {
-    match text {
-        "original" => Ok(()),
-        _ => Err(format!(
-            "{}: this version has no pools, connections go to whom the client asked for; write \"original\", or leave \
-             the key out",
+fn upstream(text: &str) -> Result<Destination, String> {
+    text.parse().map_err(|()| {
+        format!(
+            "{} is neither \"original\", whom the client asked for, nor an address; write for example \"10.0.0.5\", \
+             \"127.0.0.1:8080\" or \"[2001:db8::5]:8080\"; pools do not exist in this version",
             quoted(text)
-        )),
-    }
+        )
+    })
 }
 
 fn listed_ports(field: Option<&Field<Vec<Item<Cow<'_, str>>>>>, check: &mut Check<'_>) -> Option<Ports> {
@@ -114,6 +122,10 @@ fn without_proxy(raw: &raw::Service<'_>, action: Action, check: &mut Check<'_>) 
     useless(raw.source.as_ref().map(|f| &f.spot), "source");
     useless(raw.upstream.as_ref().map(|f| &f.spot), "upstream");
     useless(raw.when_down.as_ref().map(|f| &f.spot), "when_down");
+    useless(raw.reply.as_ref().map(|f| &f.spot), "reply");
+    useless(raw.same_subnet.as_ref().map(|f| &f.spot), "same_subnet");
+    useless(raw.intercept_local.as_ref().map(|f| &f.spot), "intercept_local");
+    useless(raw.answer_ping.as_ref().map(|f| &f.spot), "answer_ping");
     match (&raw.limit, action) {
         (Some(limit), Action::Drop) => useless(Some(&limit.spot), "limit"),
         (Some(limit), _) => useless(limit.concurrent.as_ref().map(|f| &f.spot), "limit.concurrent"),

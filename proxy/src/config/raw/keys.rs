@@ -84,6 +84,15 @@ impl<'t, 'f> Keys<'t, 'f> {
         None
     }
 
+    pub fn switch(&mut self, key: &str) -> Option<Field<bool>> {
+        let (spot, value) = self.get(key)?;
+        if let DeValue::Boolean(on) = value {
+            return Some(Field { spot, value: *on });
+        }
+        self.wrong_type(&spot, value, &format!("true or false is expected; write for example {key} = true"));
+        None
+    }
+
     /// A list of strings; a single string is one of one.
     pub fn strings(&mut self, key: &str, example: &str) -> Option<Field<Vec<Item<&'t str>>>> {
         self.list(key, "strings", example, |value| match value {

@@ -70,6 +70,10 @@ pub(super) struct Service<'t> {
     pub source: Option<Field<&'t str>>,
     pub upstream: Option<Field<&'t str>>,
     pub when_down: Option<Field<&'t str>>,
+    pub reply: Option<Field<&'t str>>,
+    pub same_subnet: Option<Field<&'t str>>,
+    pub intercept_local: Option<Field<bool>>,
+    pub answer_ping: Option<Field<bool>>,
     pub limit: Option<Limit<'t>>,
 }
 
@@ -97,7 +101,7 @@ const PROXY: [&str; 8] = [
     "access_log",
     "access_format",
 ];
-const SERVICE: [&str; 13] = [
+const SERVICE: [&str; 17] = [
     "name",
     "protocol",
     "destination",
@@ -110,6 +114,10 @@ const SERVICE: [&str; 13] = [
     "source",
     "upstream",
     "when_down",
+    "reply",
+    "same_subnet",
+    "intercept_local",
+    "answer_ping",
     "limit",
 ];
 const LIMIT: [&str; 5] = ["new_per_second", "burst", "concurrent", "block", "per"];
@@ -178,6 +186,10 @@ impl<'t> Service<'t> {
             source: keys.string("source", "\"client\""),
             upstream: keys.string("upstream", "\"original\""),
             when_down: keys.string("when_down", "\"open\""),
+            reply: keys.string("reply", "\"same-way\""),
+            same_subnet: keys.string("same_subnet", "\"refuse\""),
+            intercept_local: keys.switch("intercept_local"),
+            answer_ping: keys.switch("answer_ping"),
             limit: Limit::read(&mut keys),
         }
     }

@@ -11,6 +11,7 @@
 //! - [`limit`]: how much one client may take
 //! - [`explain`]: what the programs answer when they are asked about a packet
 //! - [`verdict`]: what became of a packet, and the counter of each outcome
+//! - [`way`]: by which way a client's packets come
 
 #![cfg_attr(not(feature = "aya"), no_std)]
 #![deny(missing_docs)]
@@ -24,6 +25,7 @@ pub mod limit;
 mod pod;
 pub mod policy;
 pub mod verdict;
+pub mod way;
 
 /// Asserts at compile time that a type has this size, so that a change of layout is never an accident.
 macro_rules! assert_size {

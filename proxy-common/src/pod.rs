@@ -10,6 +10,7 @@ use crate::{
     limit::{Block, Client, ClientKey},
     policy::{Interface, Policy, Service, ServiceCounters},
     verdict::Counters,
+    way::{Device, Way},
 };
 
 macro_rules! pod {
@@ -27,6 +28,7 @@ pod!(
     Client,
     ClientKey,
     Counters,
+    Device,
     Explanation,
     Flow,
     FlowKey,
@@ -38,4 +40,5 @@ pod!(
     Service,
     ServiceCounters,
     Settings,
+    Way,
 );

@@ -87,12 +87,18 @@ pub struct Policy {
     pub by_interface: u32,
     /// Not zero: some service looks at UDP.
     pub takes_udp: u32,
-    /// Not zero: some service takes connections of this host's own processes.
+    /// Class of the services that take connections of this host's own processes, whatever their interface.
+    pub local: u32,
+    /// Not zero: there are such services.
     pub intercepts_local: u32,
-    /// Not zero: some service answers pings.
+    /// Not zero: some service answers its clients by the way by which they came.
+    pub same_way: u32,
+    /// Class of the services that answer pings, whatever their port.
+    pub pinged: u32,
+    /// Not zero: there are such services.
     pub answers_ping: u32,
 }
-assert_size!(Policy, 52);
+assert_size!(Policy, 64);
 
 /// The two roots of a dimension.
 #[repr(C)]

@@ -113,6 +113,10 @@ counted! {
         LookupAssign = failed_lookup_assign,
         /// A client under a limit could not be remembered; its connection is let in.
         LimitInsert = failed_limit_insert,
+        /// The way by which a client came could not be remembered; it is answered by the routes.
+        WayInsert = failed_way_insert,
+        /// A packet could not be sent by another way than it was on.
+        Redirect = failed_redirect,
         /// What the proxy must know of a new connection could not be written down for it.
         OpeningInsert = failed_opening_insert,
         /// A map that always has its entry had none; the packet was let pass.

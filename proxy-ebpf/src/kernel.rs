@@ -1,32 +1,54 @@
 //! The kernel's helpers, wrapped: the only unsafe code of the programs beside counters and map values.
 
-use core::{ffi::c_void, mem, ptr::NonNull};
+use core::{
+    ffi::c_void,
+    mem::{self, MaybeUninit},
+    ptr::{self, NonNull},
+};
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_F_CURRENT_NETNS, bpf_sock, bpf_sock_tuple, iphdr, tcphdr},
+    bindings::{
+        BPF_F_CURRENT_NETNS, TC_ACT_SHOT, bpf_hdr_start_off::BPF_HDR_START_NET, bpf_sock, bpf_sock_tuple,
+        iphdr, tcphdr,
+    },
     helpers::{
-        bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_fullsock, bpf_sk_release, bpf_skc_lookup_tcp,
-        bpf_tcp_check_syncookie,
+        bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_fullsock, bpf_sk_release, bpf_skb_load_bytes,
+        bpf_skc_lookup_tcp, bpf_tcp_check_syncookie,
+        generated::{
+            bpf_redirect, bpf_redirect_neigh, bpf_skb_change_head, bpf_skb_change_type,
+            bpf_skb_load_bytes_relative, bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push,
+        },
     },
     programs::{SkLookupContext, TcContext},
 };
 use sheer_common::{
     abi::{Family, NetPort},
     flow::FlowKey,
+    way::{Device, Vlan},
 };
-use sheer_ebpf::parse::{Packet, Segment};
+use sheer_ebpf::parse::{Layer, Packet, Segment};
 
 use crate::maps::{asking, scratch};
 
 /// A frame at tc.
-pub struct Frame<'a>(pub &'a TcContext);
+pub struct Frame<'a> {
+    ctx: &'a TcContext,
+    layer: Layer,
+}
+
+impl<'a> Frame<'a> {
+    #[inline(always)]
+    pub fn new(ctx: &'a TcContext, layer: Layer) -> Self {
+        Self { ctx, layer }
+    }
+}
 
 impl Packet for Frame<'_> {
     #[inline(always)]
     fn head<const N: usize>(&self, offset: usize) -> Option<&[u8; N]> {
-        let start = self.0.data();
-        if start + offset + N > self.0.data_end() {
+        let start = self.ctx.data();
+        if start + offset + N > self.ctx.data_end() {
             return None;
         }
         // SAFETY: the bytes lie between data and data_end, which the verifier checks again.
@@ -35,18 +57,162 @@ impl Packet for Frame<'_> {
 
     #[inline(always)]
     fn copy<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        self.0.load(offset as usize).ok()
+        let mut bytes = MaybeUninit::uninit();
+        // SAFETY: all of it is written where the answer is yes.
+        if self.read(offset, bytes.as_mut_ptr()) { Some(unsafe { bytes.assume_init() }) } else { None }
     }
 }
 
-impl Frame<'_> {
-    /// The interface that it came in by, as the kernel numbers it.
+impl<'a> Frame<'a> {
+    /// What the program runs on.
+    #[inline(always)]
+    pub fn context(&self) -> &'a TcContext {
+        self.ctx
+    }
+
+    /// What it begins with.
+    #[inline(always)]
+    pub fn layer(&self) -> Layer {
+        self.layer
+    }
+
+    /// Writes `N` bytes of the frame to `into`, or says that it has not so many.
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: u32, into: *mut [u8; N]) -> bool {
+        let (skb, into, len) = (self.ctx.as_ptr(), into.cast(), N as u32);
+        // SAFETY: there is room for N bytes.
+        let failed = unsafe {
+            match self.layer {
+                Layer::Ethernet => bpf_skb_load_bytes(skb, offset, into, len),
+                // Before Linux 5.14 a tunnel's packets still have the outer headers in front; the network header is
+                // always the inner one.
+                Layer::Ip => bpf_skb_load_bytes_relative(skb, offset, into, len, BPF_HDR_START_NET),
+            }
+        };
+        failed == 0
+    }
+
+    /// The interface that it comes in or goes out by, as the kernel numbers it.
     #[inline(always)]
     pub fn interface(&self) -> u32 {
-        // SAFETY: the context of the program; the access is one load at a constant offset.
-        unsafe { (*self.0.skb.skb).ifindex }
+        // SAFETY: the context of the program; the access is one load at a constant offset. So are those below.
+        unsafe { (*self.ctx.skb.skb).ifindex }
+    }
+
+    /// Whether it came in from somewhere: at egress, whether it is only forwarded.
+    #[inline(always)]
+    pub fn is_forwarded(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.ctx.skb.skb).ingress_ifindex != 0 }
+    }
+
+    /// Its mark.
+    #[inline(always)]
+    pub fn mark(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.ctx.skb.skb).mark }
+    }
+
+    /// Whether its Ethernet address is somebody else's.
+    #[inline(always)]
+    pub fn is_for_other_host(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.ctx.skb.skb).pkt_type == PACKET_OTHERHOST }
+    }
+
+    /// The outermost VLAN tag, which the kernel keeps beside the frame.
+    #[inline(always)]
+    pub fn vlan(&self) -> Vlan {
+        // SAFETY: as above.
+        unsafe {
+            let skb = self.ctx.skb.skb;
+            if (*skb).vlan_present == 0 {
+                return Vlan::default();
+            }
+            Vlan { tci: (*skb).vlan_tci as u16, protocol: (*skb).vlan_proto as u16 }
+        }
+    }
+
+    /// Replaces the outermost VLAN tag.
+    #[inline(always)]
+    pub fn set_vlan(&self, vlan: Vlan) -> Result<(), HelperFailed> {
+        let skb = self.ctx.skb.skb;
+        // SAFETY: the context of the program.
+        unsafe {
+            if (*skb).vlan_present != 0 {
+                done(bpf_skb_vlan_pop(skb))?;
+            }
+            if vlan.protocol == 0 { Ok(()) } else { done(bpf_skb_vlan_push(skb, vlan.protocol, vlan.tci)) }
+        }
+    }
+
+    /// Writes over bytes of the Ethernet header.
+    #[inline(always)]
+    pub fn write_ethernet<const N: usize>(&self, offset: u32, bytes: &[u8; N]) -> Result<(), HelperFailed> {
+        // SAFETY: the context of the program, and bytes of that length.
+        done(unsafe { bpf_skb_store_bytes(self.ctx.skb.skb, offset, bytes.as_ptr().cast(), N as u32, 0) })
+    }
+
+    /// Puts an Ethernet header in front of a packet that has none; its addresses are zero.
+    #[inline(always)]
+    pub fn add_ethernet(&self) -> Result<(), HelperFailed> {
+        let skb = self.ctx.skb.skb;
+        // SAFETY: the context of the program; ethertypes are in network order in both places.
+        unsafe {
+            let ethertype = ((*skb).protocol as u16).to_ne_bytes();
+            done(bpf_skb_change_head(skb, ETHERNET_LEN, 0))?;
+            self.write_ethernet(ETHERNET_LEN - 2, &ethertype)
+        }
+    }
+
+    /// Makes a frame that a bridge would pass on to somebody else one for this host.
+    #[inline(always)]
+    pub fn take(&self, device: &Device) -> Result<(), HelperFailed> {
+        self.write_ethernet(0, &device.address)?;
+        // SAFETY: the context of the program.
+        done(unsafe { bpf_skb_change_type(self.ctx.skb.skb, PACKET_HOST) })
+    }
+
+    /// Turns a packet that leaves back to this host's own sockets; the answer is for tc.
+    ///
+    /// The helper routes it anew, by its mark and with `lo` as the interface that it shall leave by: the route that it
+    /// finds delivers it here. So it never passes the check of sources on input, which takes an address of this
+    /// host's own for forged.
+    #[inline(always)]
+    pub fn turn_back(&self, mark: u32) -> i32 {
+        if self.vlan().protocol != 0 && self.set_vlan(Vlan::default()).is_err() {
+            return TC_ACT_SHOT;
+        }
+        // The helper takes an Ethernet header off.
+        if self.layer == Layer::Ip && self.add_ethernet().is_err() {
+            return TC_ACT_SHOT;
+        }
+        self.ctx.set_mark(mark);
+        // SAFETY: no parameters are passed.
+        unsafe { bpf_redirect_neigh(LOOPBACK, ptr::null_mut(), 0, 0) as i32 }
+    }
+
+    /// Sends it out by another interface; the answer is for tc.
+    #[inline(always)]
+    pub fn redirect(&self, interface: u32) -> i32 {
+        // SAFETY: an interface that does not exist any more makes the kernel drop the packet.
+        unsafe { bpf_redirect(interface, 0) as i32 }
     }
 }
+
+/// A helper refused its work.
+pub struct HelperFailed;
+
+#[inline(always)]
+fn done(result: i64) -> Result<(), HelperFailed> {
+    if result == 0 { Ok(()) } else { Err(HelperFailed) }
+}
+
+/// The first interface of every network namespace is `lo` (LOOPBACK_IFINDEX of include/net/flow.h).
+const LOOPBACK: u32 = 1;
+const PACKET_HOST: u32 = 0;
+const PACKET_OTHERHOST: u32 = 3;
+const ETHERNET_LEN: u32 = 14;
 
 /// States of a TCP socket that steering tells apart (include/net/tcp_states.h).
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -177,11 +343,11 @@ impl Socket {
     /// Not inlined: both headers are copied, and the stack is small.
     #[inline(never)]
     fn check_cookie<const N: usize>(&self, frame: &Frame<'_>, segment: &Segment) -> bool {
-        let (Some(ip), Some(tcp)) =
-            (frame.copy::<N>(segment.ip_offset), frame.copy::<TCP_HEADER_LEN>(segment.tcp_offset))
-        else {
+        let (mut ip, mut tcp) = ([0u8; N], [0u8; TCP_HEADER_LEN]);
+        // Read in place: a copy would make the stack too deep for kernels that round it up for every function.
+        if !frame.read(segment.ip_offset, &raw mut ip) || !frame.read(segment.tcp_offset, &raw mut tcp) {
             return false;
-        };
+        }
         let ip = ip.as_ptr().cast_mut().cast::<iphdr>();
         let tcp_header = tcp.as_ptr().cast_mut().cast::<tcphdr>();
         // SAFETY: both headers are on the stack, of the stated lengths; the helper only reads them.

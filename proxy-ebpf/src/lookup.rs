@@ -12,7 +12,11 @@ use sheer_common::{
     verdict::{HelperFailure, Verdict},
 };
 
-use crate::{kernel::is_asking, policy, stats};
+use crate::{
+    kernel::is_asking,
+    policy::{self, Side},
+    stats,
+};
 
 /// Let the search go on, with the listener that was assigned if there is one (`SK_PASS`).
 const SK_PASS: u32 = 1;
@@ -36,7 +40,7 @@ fn assign(ctx: &SkLookupContext) -> Option<Verdict> {
         return None;
     }
     let key = key(ctx)?;
-    let now = &policy::current()?;
+    let now = &policy::current(Side::In)?;
     // Everybody's search comes through here: for this host's own services, of local processes, of the proxy itself.
     // Only what tc has just given to the proxy is ours.
     if !policy::is_fresh_opening(&key) {

@@ -1,10 +1,11 @@
-//! Entry points of the kernel programs. What they do is in [`steer`] and [`lookup`].
+//! Entry points of the kernel programs. What they do is in [`steer`], [`egress`] and [`lookup`].
 
 #![no_std]
 #![no_main]
 // The names of maps and programs are part of the interface: they are what bpftool shows.
 #![allow(non_upper_case_globals)]
 
+mod egress;
 mod explain;
 mod kernel;
 mod limit;
@@ -14,6 +15,7 @@ mod policy;
 mod stats;
 mod steer;
 mod trace;
+mod way;
 
 use aya_ebpf::{
     macros::{classifier, sk_lookup},
@@ -31,6 +33,18 @@ pub fn sheer_ether(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn sheer_ip(ctx: TcContext) -> i32 {
     steer::ingress(&ctx, Layer::Ip)
+}
+
+/// At tc egress of devices whose frames begin with an Ethernet header.
+#[classifier]
+pub fn sheer_out_ether(ctx: TcContext) -> i32 {
+    egress::egress(&ctx, Layer::Ethernet)
+}
+
+/// At tc egress of devices whose frames begin with the IP header.
+#[classifier]
+pub fn sheer_out_ip(ctx: TcContext) -> i32 {
+    egress::egress(&ctx, Layer::Ip)
 }
 
 /// Not attached: asked about a packet by BPF_PROG_TEST_RUN. The frame begins with an Ethernet header.

@@ -6,7 +6,7 @@
 
 use core::ops::Deref;
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 use sheer_common::{
     abi::{LocalAddress, Settings, listener_slot},
     classify::{Class, Classes, Node, Row, Tables},
@@ -28,6 +28,17 @@ pub struct Now {
     settings: &'static Settings,
     /// Which policy.
     pub active: u32,
+    /// Which way the packet goes.
+    pub side: Side,
+}
+
+/// Which way a packet goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// It comes in.
+    In,
+    /// This host itself sends it.
+    Out,
 }
 
 impl Deref for Now {
@@ -41,11 +52,11 @@ impl Deref for Now {
 
 /// What holds now, or nothing where the proxy has not written the settings yet: then every packet passes.
 #[inline(always)]
-pub fn current() -> Option<Now> {
+pub fn current(side: Side) -> Option<Now> {
     let found = settings.get(0).filter(|s| s.mark != 0)?;
     // SAFETY: a map value. Volatile, so that it is not read again where it is used.
     let active = unsafe { (&raw const found.active).read_volatile() };
-    Some(Now { settings: found, active })
+    Some(Now { settings: found, active, side })
 }
 
 /// Whether the destination is one of this host's own addresses.
@@ -69,11 +80,29 @@ pub fn by_interface() -> bool {
     one(0) || one(1)
 }
 
-/// Nanoseconds of CLOCK_MONOTONIC_COARSE.
+/// Whether some connection may have to be answered by the way by which it came: also one of the policy before.
+#[inline(always)]
+pub fn answers_same_way() -> bool {
+    let one = |place| policies.get(place).is_some_and(|policy| policy.same_way != 0);
+    one(0) || one(1)
+}
+
+/// Not zero: the kernel has a coarse clock for programs (Linux 5.11). Set when the programs are loaded; the verifier takes
+/// it for a constant and never looks at the call that is not made.
+#[unsafe(no_mangle)]
+static COARSE_CLOCK: u32 = 0;
+
+/// Nanoseconds of CLOCK_MONOTONIC_COARSE, or of CLOCK_MONOTONIC where that cannot be had; both count from boot.
 #[inline(always)]
 pub fn coarse_now() -> u64 {
-    // SAFETY: no more than the time is asked.
-    unsafe { bpf_ktime_get_coarse_ns() }
+    // SAFETY: a constant is read, and no more than the time is asked.
+    unsafe {
+        if (&raw const COARSE_CLOCK).read_volatile() != 0 {
+            bpf_ktime_get_coarse_ns()
+        } else {
+            bpf_ktime_get_ns()
+        }
+    }
 }
 
 /// The policy in force.
@@ -107,14 +136,16 @@ pub struct Question<'a> {
     pub interface: u32,
     /// Its destination is one of this host's own addresses.
     pub own: bool,
+    /// A process of this host asks.
+    pub local: bool,
     /// Its classes, once it has been answered.
     pub classes: Classes,
 }
 
 impl<'a> Question<'a> {
     #[inline(always)]
-    pub fn new(key: &'a FlowKey, interface: u32, own: bool) -> Self {
-        Self { key, interface, own, classes: Classes::default() }
+    pub fn new(now: &Now, key: &'a FlowKey, interface: u32, own: bool) -> Self {
+        Self { key, interface, own, local: now.side == Side::Out, classes: Classes::default() }
     }
 
     /// The number of the first service.
@@ -136,7 +167,9 @@ fn found(now: &Now, question: &mut Question<'_>) -> Option<u32> {
     let policy = in_force(now)?;
     let tables = InForce { nodes: policy_nodes.get(now.active)?, classes: policy_classes.get(now.active)? };
     let mut interface = policy.any_interface;
-    if policy.by_interface != 0 {
+    if question.local {
+        interface = policy.local;
+    } else if policy.by_interface != 0 {
         let key = Interface { policy: now.active, index: question.interface };
         // SAFETY: an entry is written before its policy is in force, and not again while it is.
         if let Some(class) = unsafe { interfaces.get(&key) } {

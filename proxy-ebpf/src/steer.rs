@@ -19,22 +19,26 @@ use crate::{
     explain,
     kernel::{Frame, Socket, State, room_for_segment},
     limit,
-    maps::{flows, openings},
-    policy::{self, Now, Question},
-    stats, trace,
+    maps::{devices, flows, openings},
+    policy::{self, Now, Question, Side},
+    stats, trace, way,
 };
 
 /// Looks at a packet; the answer is for tc.
 #[inline(always)]
 pub fn ingress(ctx: &TcContext, layer: Layer) -> i32 {
-    let Some(now) = policy::current() else {
+    let Some(now) = policy::current(Side::In) else {
         stats::failure(HelperFailure::MapLookup);
         return TC_ACT_UNSPEC;
     };
-    let verdict = decide::<false>(ctx, layer, &now);
+    let frame = Frame::new(ctx, layer);
+    let verdict = decide::<false>(&frame, &now);
     stats::verdict(verdict);
     if verdict.steers() {
         ctx.set_mark(now.mark);
+        if now.switched != 0 && frame.is_for_other_host() {
+            take(&frame);
+        }
     }
     // "Unspecified" lets the programs behind ours have their say; plain OK would cut them off.
     if verdict.drops() { TC_ACT_SHOT } else { TC_ACT_UNSPEC }
@@ -43,36 +47,47 @@ pub fn ingress(ctx: &TcContext, layer: Layer) -> i32 {
 /// Decides as [`ingress`] does, writes down how, and changes nothing.
 #[inline(always)]
 pub fn explain(ctx: &TcContext, layer: Layer) -> i32 {
-    if let Some(now) = policy::current() {
-        explain::verdict(decide::<true>(ctx, layer, &now));
+    if let Some(now) = policy::current(Side::In) {
+        explain::verdict(decide::<true>(&Frame::new(ctx, layer), &now));
     }
     TC_ACT_UNSPEC
 }
 
+/// A frame that comes in by a port of a bridge and is for somebody behind another one: the bridge would pass it on.
+#[inline(always)]
+fn take(frame: &Frame<'_>) {
+    // SAFETY: an entry is not written again while its interface is listed.
+    let taken = unsafe { devices.get(&frame.interface()) }.is_some_and(|device| frame.take(device).is_ok());
+    if !taken {
+        stats::failure(HelperFailure::Redirect);
+    }
+}
+
 /// With `DRY` nothing is changed: no count, no entry, no socket given.
 #[inline(always)]
-fn decide<const DRY: bool>(ctx: &TcContext, layer: Layer, now: &Now) -> Verdict {
-    let frame = Frame(ctx);
+pub fn decide<const DRY: bool>(frame: &Frame<'_>, now: &Now) -> Verdict {
+    let ctx = frame.context();
     let Some(segment) = room_for_segment::<DRY>() else {
         stats::failure(HelperFailure::MapLookup);
         return Verdict::PassMalformed;
     };
-    match parse(&frame, layer, segment) {
+    match parse(frame, frame.layer(), segment) {
         Ok(()) => {}
-        Err(NotASegment::Icmp) => return complaint(&frame, segment, now),
+        Err(NotASegment::Icmp) => return complaint(frame, segment, now),
         Err(reason) => return reason.verdict(),
     }
     let verdict = if segment.key.protocol == Protocol::Udp {
-        datagram::<DRY>(ctx, &segment.key, now)
+        datagram::<DRY>(frame, &segment.key, now)
     } else if segment.opens() {
-        open::<DRY>(ctx, &segment.key, now)
+        open::<DRY>(frame, &segment.key, now)
     } else if known::<DRY>(ctx, segment) {
+        way::follow::<DRY>(frame, &segment.key, now);
         return Verdict::SteerFlow;
     } else if policy::is_own(&segment.key) && !policy::names_own(now, &segment.key) {
         // Delivered here without our help, whatever it is.
         Verdict::PassLocal
     } else {
-        orphan::<DRY>(&frame, segment, now)
+        orphan::<DRY>(frame, segment, now)
     };
     if !DRY {
         trace::decision(ctx, &segment.key, verdict);
@@ -106,16 +121,24 @@ fn complaint(frame: &Frame<'_>, segment: &mut Segment, now: &Now) -> Verdict {
         return Verdict::PassOtherProtocol;
     }
     let ours = flows.get_ptr(&segment.key).is_some()
-        || Socket::of_tuple(frame.0, &segment.key)
+        || Socket::of_tuple(frame.context(), &segment.key)
             .is_some_and(|s| s.state() == State::Full && s.mark() == Some(now.mark));
     if ours { Verdict::SteerIcmp } else { Verdict::PassOtherProtocol }
 }
 
 /// The service that takes a tuple, or why none does.
 #[inline(always)]
-fn service<const DRY: bool>(ctx: &TcContext, key: &FlowKey, now: &Now) -> Result<&'static Service, Verdict> {
+fn service<const DRY: bool>(
+    frame: &Frame<'_>,
+    key: &FlowKey,
+    now: &Now,
+) -> Result<&'static Service, Verdict> {
     let own = policy::is_own(key);
-    let mut question = Question::new(key, Frame(ctx).interface(), own);
+    let mut question = Question::new(now, key, frame.interface(), own);
+    if DRY {
+        // A crafted packet comes in, also one that a process of this host would send.
+        question.local = policy::is_own(&key.reversed());
+    }
     let number = question.first_match(now);
     explain::matched::<DRY>(now, &question, number);
     match number.and_then(|number| policy::service(now, number)) {
@@ -127,11 +150,11 @@ fn service<const DRY: bool>(ctx: &TcContext, key: &FlowKey, now: &Now) -> Result
 
 /// A UDP datagram: each one is judged by itself.
 #[inline(never)]
-fn datagram<const DRY: bool>(ctx: &TcContext, key: &FlowKey, now: &Now) -> Verdict {
-    if policy::in_force(now).is_none_or(|policy| policy.takes_udp == 0) {
+fn datagram<const DRY: bool>(frame: &Frame<'_>, key: &FlowKey, now: &Now) -> Verdict {
+    if now.side == Side::Out || policy::in_force(now).is_none_or(|policy| policy.takes_udp == 0) {
         return Verdict::PassNoService;
     }
-    let service = match service::<DRY>(ctx, key, now) {
+    let service = match service::<DRY>(frame, key, now) {
         Ok(service) => service,
         Err(none) => return none,
     };
@@ -150,14 +173,17 @@ fn datagram<const DRY: bool>(ctx: &TcContext, key: &FlowKey, now: &Now) -> Verdi
 
 /// A SYN. The flow table is not asked: an entry may be left from a proxy that is gone.
 #[inline(never)]
-fn open<const DRY: bool>(ctx: &TcContext, key: &FlowKey, now: &Now) -> Verdict {
-    let service = match service::<DRY>(ctx, key, now) {
+fn open<const DRY: bool>(frame: &Frame<'_>, key: &FlowKey, now: &Now) -> Verdict {
+    if now.side == Side::Out && policy::in_force(now).is_none_or(|policy| policy.intercepts_local == 0) {
+        return Verdict::PassNoService;
+    }
+    let service = match service::<DRY>(frame, key, now) {
         Ok(service) => service,
         Err(none) => return none,
     };
     let verdict = match service.action {
         _ if limit::blocked_by_hand::<DRY>(now, key) => Verdict::DropBlocked,
-        Action::Proxy => proxy::<DRY>(ctx, key, now, service),
+        Action::Proxy => proxy::<DRY>(frame, key, now, service),
         Action::Pass => limit::refusal::<DRY>(service, key).unwrap_or(Verdict::PassService),
         Action::Drop | Action::None => Verdict::DropService,
     };
@@ -171,7 +197,8 @@ fn open<const DRY: bool>(ctx: &TcContext, key: &FlowKey, now: &Now) -> Verdict {
 
 /// A SYN for a service that the proxy stands behind.
 #[inline(never)]
-fn proxy<const DRY: bool>(ctx: &TcContext, key: &FlowKey, now: &Now, service: &Service) -> Verdict {
+fn proxy<const DRY: bool>(frame: &Frame<'_>, key: &FlowKey, now: &Now, service: &Service) -> Verdict {
+    let ctx = frame.context();
     let Some(listener) = policy::listener(now, key) else {
         // While the proxy leaves, a SYN may be the repeated one of a handshake that it still finishes.
         let under_way =
@@ -202,13 +229,18 @@ fn proxy<const DRY: bool>(ctx: &TcContext, key: &FlowKey, now: &Now, service: &S
     if let Some(refusal) = limit::refusal::<DRY>(service, key) {
         return refusal;
     }
-    if !DRY && (waits || now.switched != 0 || policy::by_interface()) {
-        note_opening(ctx, key, service);
+    let leaves = now.side == Side::Out;
+    if !DRY && (waits || leaves || now.switched != 0 || policy::by_interface()) {
+        note_opening(frame, key, service);
+    }
+    if !DRY && service.same_way != 0 && !leaves {
+        way::learn(frame, key);
     }
     if waits {
         return Verdict::SteerTimeWait;
     }
-    if !DRY && listener.take_packet(ctx).is_err() {
+    // Only a packet that comes in can be given a socket; for others the stack looks for the listener.
+    if !DRY && !leaves && listener.take_packet(ctx).is_err() {
         stats::failure(HelperFailure::SkAssign);
         return down(service);
     }
@@ -217,9 +249,8 @@ fn proxy<const DRY: bool>(ctx: &TcContext, key: &FlowKey, now: &Now, service: &S
 
 /// Writes down what the socket lookup and the proxy cannot find out for themselves.
 #[inline(always)]
-fn note_opening(ctx: &TcContext, key: &FlowKey, service: &Service) {
-    let opening =
-        Opening { service: service.id, interface: Frame(ctx).interface(), at_ns: policy::coarse_now() };
+fn note_opening(frame: &Frame<'_>, key: &FlowKey, service: &Service) {
+    let opening = Opening { service: service.id, interface: frame.interface(), at_ns: policy::coarse_now() };
     if openings.insert(key, &opening, 0).is_err() {
         stats::failure(HelperFailure::OpeningInsert);
     }
@@ -244,7 +275,7 @@ fn forget(key: &FlowKey) {
 /// SYN before the proxy has made the entry, or a connection that is none of ours.
 #[inline(never)]
 fn orphan<const DRY: bool>(frame: &Frame<'_>, segment: &Segment, now: &Now) -> Verdict {
-    let met = Socket::of_tuple(frame.0, &segment.key);
+    let met = Socket::of_tuple(frame.context(), &segment.key);
     explain::socket::<DRY>(now, met.as_ref());
     if let Some(socket) = met {
         match socket.state() {
@@ -260,7 +291,7 @@ fn orphan<const DRY: bool>(frame: &Frame<'_>, segment: &Segment, now: &Now) -> V
         && let Some(service) = answers_cookie(frame, segment, now)
     {
         if !DRY {
-            note_opening(frame.0, &segment.key, service);
+            note_opening(frame, &segment.key, service);
         }
         return Verdict::SteerCookie;
     }
@@ -272,7 +303,7 @@ fn orphan<const DRY: bool>(frame: &Frame<'_>, segment: &Segment, now: &Now) -> V
 #[inline(never)]
 fn answers_cookie(frame: &Frame<'_>, segment: &Segment, now: &Now) -> Option<&'static Service> {
     let key = &segment.key;
-    let number = Question::new(key, frame.interface(), policy::is_own(key)).first_match(now)?;
+    let number = Question::new(now, key, frame.interface(), policy::is_own(key)).first_match(now)?;
     let service = policy::service(now, number).filter(|service| service.action == Action::Proxy)?;
     policy::listener(now, key)?.sent_cookie(frame, segment).then_some(service)
 }

@@ -183,6 +183,9 @@ pub struct State {
 pub struct ClsactState {
     /// Where it is.
     pub interface: String,
+    /// Whether it looks at what leaves by the interface, not at what comes in.
+    #[serde(default)]
+    pub egress: bool,
     /// Its handle, in tc's words the number M:N.
     pub handle: u32,
     /// Whether the qdisc was made for it, and goes with it.

@@ -1,10 +1,9 @@
 //! client — sheer — server, each a namespace of its own.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
 
-use crate::connect::{Dial, connect};
 use crate::namespace::Namespace;
 
 /// An address family; most scenarios are played in both.
@@ -82,42 +81,6 @@ impl Host {
     #[must_use]
     pub fn uplink(&self) -> &str {
         &self.uplink
-    }
-
-    /// Connects from here.
-    ///
-    /// # Panics
-    /// When that fails.
-    pub fn connect(&self, to: SocketAddr) -> TcpStream {
-        self.run(|| connect(Dial::to(to))).unwrap_or_else(|e| panic!("{}: connect {to}: {e}", self.label()))
-    }
-
-    /// Connects from here as the dial says.
-    ///
-    /// # Errors
-    /// Those of connect(2).
-    pub fn dial(&self, dial: Dial) -> std::io::Result<TcpStream> {
-        self.run(|| connect(dial))
-    }
-
-    /// Connects from this address of the host.
-    ///
-    /// # Errors
-    /// Those of connect(2).
-    pub fn dial_from(&self, from: IpAddr, to: SocketAddr) -> std::io::Result<TcpStream> {
-        self.dial(Dial::to(to).from(SocketAddr::new(from, 0)))
-    }
-
-    /// Connects and reads to the end: what a `Server::hello` says.
-    ///
-    /// # Panics
-    /// When the connection fails.
-    pub fn ask(&self, to: SocketAddr) -> String {
-        let mut stream = self.connect(to);
-        let mut answer = String::new();
-        std::io::Read::read_to_string(&mut stream, &mut answer)
-            .unwrap_or_else(|e| panic!("{}: reading from {to}: {e}", self.label()));
-        answer
     }
 }
 

@@ -2,12 +2,14 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::process::{Command, Stdio};
 use std::thread;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use crate::connect::{Dial, connect};
 use crate::wait::{PATIENCE, wait_until};
 
 /// A network namespace without a name: it is gone when the last process in it and this value are.
@@ -142,6 +144,42 @@ impl Namespace {
         let output = child.wait_with_output().unwrap();
         let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{}: {complaint}\nin:\n{lines}", self.label);
+    }
+
+    /// Connects from here.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn connect(&self, to: SocketAddr) -> TcpStream {
+        self.run(|| connect(Dial::to(to))).unwrap_or_else(|e| panic!("{}: connect {to}: {e}", self.label()))
+    }
+
+    /// Connects from here as the dial says.
+    ///
+    /// # Errors
+    /// Those of connect(2).
+    pub fn dial(&self, dial: Dial) -> std::io::Result<TcpStream> {
+        self.run(|| connect(dial))
+    }
+
+    /// Connects from this address of it.
+    ///
+    /// # Errors
+    /// Those of connect(2).
+    pub fn dial_from(&self, from: IpAddr, to: SocketAddr) -> std::io::Result<TcpStream> {
+        self.dial(Dial::to(to).from(SocketAddr::new(from, 0)))
+    }
+
+    /// Connects and reads to the end: what a `Server::hello` says.
+    ///
+    /// # Panics
+    /// When the connection fails.
+    pub fn ask(&self, to: SocketAddr) -> String {
+        let mut stream = self.connect(to);
+        let mut answer = String::new();
+        std::io::Read::read_to_string(&mut stream, &mut answer)
+            .unwrap_or_else(|e| panic!("{}: reading from {to}: {e}", self.label()));
+        answer
     }
 
     /// Waits until a device can ask for its IPv6 neighbours, which needs a link-local address, which needs a carrier.

@@ -9,6 +9,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::connect::{patient, read};
 use crate::lab::{Family, Host};
+use crate::namespace::Namespace;
 use crate::wait::{PATIENCE, wait_until};
 
 /// How a connection ended for the server.
@@ -59,18 +60,22 @@ impl Server {
         Self::start_at(host, SocketAddr::new(any, port), greet)
     }
 
+    /// As [`Server::hello`], anywhere: also in the middle.
+    #[must_use]
+    pub fn hello_at(namespace: &Namespace, address: SocketAddr) -> Self {
+        Self::start_at(namespace, address, greet)
+    }
+
     /// Sends everything back, and closes its direction when the client has closed its own.
     #[must_use]
     pub fn echo(host: &Host, family: Family, port: u16) -> Self {
-        Self::start(host, family, port, |mut stream| {
-            let mut buffer = vec![0; 64 * 1024];
-            loop {
-                match read(&mut stream, &mut buffer)? {
-                    0 => return stream.shutdown(Shutdown::Write),
-                    count => stream.write_all(&buffer[..count])?,
-                }
-            }
-        })
+        Self::start(host, family, port, send_back)
+    }
+
+    /// As [`Server::echo`], anywhere.
+    #[must_use]
+    pub fn echo_at(namespace: &Namespace, address: SocketAddr) -> Self {
+        Self::start_at(namespace, address, send_back)
     }
 
     /// Does what `serve` says with each connection, on a thread for each.
@@ -88,7 +93,7 @@ impl Server {
     }
 
     fn start_at(
-        host: &Host,
+        host: &Namespace,
         address: SocketAddr,
         serve: impl Fn(TcpStream) -> io::Result<()> + Send + Sync + 'static,
     ) -> Self {
@@ -145,6 +150,16 @@ impl Drop for Server {
         let _ = SockRef::from(&self.listener).shutdown(Shutdown::Both);
         if let Some(acceptor) = self.acceptor.take() {
             let _ = acceptor.join();
+        }
+    }
+}
+
+fn send_back(mut stream: TcpStream) -> io::Result<()> {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        match read(&mut stream, &mut buffer)? {
+            0 => return stream.shutdown(Shutdown::Write),
+            count => stream.write_all(&buffer[..count])?,
         }
     }
 }

@@ -68,6 +68,12 @@ impl Config {
         self.services.iter().flat_map(|service| [&service.destinations, &service.clients]).flatten()
     }
 
+    /// Whether packets that this host itself sends have to be looked at.
+    #[must_use]
+    pub fn concerns_output(&self) -> bool {
+        self.services.iter().any(Service::concerns_output)
+    }
+
     /// What the workers need of it.
     #[must_use]
     pub fn proxy(&self, mark: u32) -> ProxyConfig {

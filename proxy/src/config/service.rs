@@ -69,6 +69,23 @@ impl Service {
     }
 }
 
+impl Service {
+    /// Whether packets that this host itself sends may concern it: those of a server or of a client on this host, or
+    /// answers that take another way than the routes say. Whether an address is this host's own may change at any time.
+    #[must_use]
+    pub fn concerns_output(&self) -> bool {
+        let names_single = |listed: &Prefixes| {
+            listed.v4.iter().any(|net| net.prefix_len() == 32)
+                || listed.v6.iter().any(|net| net.prefix_len() == 128)
+        };
+        self.action == Action::Proxy
+            && (self.reply == Reply::SameWay
+                || self.intercept_local
+                || self.upstream != Destination::Original
+                || self.destinations.as_ref().is_some_and(names_single))
+    }
+}
+
 /// The transport protocol of a service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]

@@ -15,11 +15,50 @@ use crate::{
     route::{Link, LinkLayer},
 };
 
+/// Which packets of an interface a program looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Those that come in.
+    In,
+    /// Those that leave.
+    Out,
+}
+
+impl From<Direction> for TcAttachType {
+    fn from(direction: Direction) -> Self {
+        match direction {
+            Direction::In => Self::Ingress,
+            Direction::Out => Self::Egress,
+        }
+    }
+}
+
+/// A place where a program is attached.
+#[derive(Clone, Copy, Debug)]
+pub struct Hook<'a> {
+    /// The interface.
+    pub link: &'a Link,
+    /// Which of its packets.
+    pub direction: Direction,
+}
+
+impl Hook<'_> {
+    /// The name of its link in bpffs.
+    pub(super) fn pin_name(&self) -> String {
+        let direction = match self.direction {
+            Direction::In => "ingress",
+            Direction::Out => "egress",
+        };
+        // An interface may be called eth0.5; bpffs refuses names with dots.
+        format!("{direction}-{}", self.link.name.replace('.', "+"))
+    }
+}
+
 /// What shall be attached, and how.
 #[derive(Debug)]
 pub struct AttachPlan<'a> {
     /// Where.
-    pub links: &'a [Link],
+    pub hooks: Vec<Hook<'a>>,
     /// TCX or clsact.
     pub mode: AttachMode,
     /// Tells this instance's filters under clsact apart from another one's.
@@ -36,7 +75,7 @@ pub struct Attachments {
 }
 
 impl Attachments {
-    /// Attaches the socket lookup and the tc program, and pins in the stage what can be pinned. `filters` hears of
+    /// Attaches the socket lookup and the tc programs, and pins in the stage what can be pinned. `filters` hears of
     /// each filter as it is made.
     ///
     /// The links that a process before left are given the new program last, when nothing else can fail: until then
@@ -53,16 +92,16 @@ impl Attachments {
         // The lookup first: from the first marked packet on, the stack may ask it.
         let lookup = attach_lookup(dataplane, stage)?;
         let mut made = Self { _links: Vec::new(), _lookup: lookup, filters: Vec::new() };
-        let left = |link: &&Link| plan.mode != AttachMode::Clsact && stage.left_link(&link.name).exists();
-        let (take_over, anew): (Vec<&Link>, Vec<&Link>) = plan.links.iter().partition(left);
-        for link in anew {
-            made.attach(dataplane, link, plan, stage, filters)?;
+        let left = |hook: &&Hook<'_>| plan.mode != AttachMode::Clsact && stage.left_link(hook).exists();
+        let (take_over, anew): (Vec<&Hook<'_>>, Vec<&Hook<'_>>) = plan.hooks.iter().partition(left);
+        for hook in anew {
+            made.attach(dataplane, hook, plan, stage, filters)?;
         }
-        for link in take_over {
-            let program = classifier(dataplane, link)?;
-            match exchange(program, link, &stage.left_link(&link.name)) {
-                Some(taken) => made._links.push(pin(taken, &stage.ingress_link(&link.name))?),
-                None => made.attach(dataplane, link, plan, stage, filters)?,
+        for hook in take_over {
+            let program = classifier(dataplane, hook)?;
+            match exchange(program, hook, &stage.left_link(hook)) {
+                Some(taken) => made._links.push(pin(taken, &stage.link(hook))?),
+                None => made.attach(dataplane, hook, plan, stage, filters)?,
             }
         }
         Ok(made)
@@ -71,15 +110,15 @@ impl Attachments {
     fn attach(
         &mut self,
         dataplane: &mut Dataplane,
-        link: &Link,
+        hook: &Hook<'_>,
         plan: &AttachPlan<'_>,
         stage: &Stage,
         filters: &mut Vec<ClsactState>,
     ) -> Result<(), DataplaneError> {
-        let program = classifier(dataplane, link)?;
-        match tcx(program, link, plan.mode)? {
-            Some(made) => self._links.push(pin(made, &stage.ingress_link(&link.name))?),
-            None => self.filters.push(Filter::attach(program, link, plan, filters)?),
+        let program = classifier(dataplane, hook)?;
+        match tcx(program, hook, plan.mode)? {
+            Some(made) => self._links.push(pin(made, &stage.link(hook))?),
+            None => self.filters.push(Filter::attach(program, hook, plan, filters)?),
         }
         Ok(())
     }
@@ -102,23 +141,25 @@ impl Attachments {
     }
 }
 
-/// Loads the programs that these links need. What the verifier refuses is known before anything is attached.
+/// Loads the programs that these hooks need. What the verifier refuses is known before anything is attached.
 ///
 /// # Errors
 /// When it does.
-pub fn load_programs(dataplane: &mut Dataplane, links: &[Link]) -> Result<(), DataplaneError> {
+pub fn load_programs(dataplane: &mut Dataplane, hooks: &[Hook<'_>]) -> Result<(), DataplaneError> {
     dataplane.lookup()?;
-    links.iter().try_for_each(|link| classifier(dataplane, link).map(drop))
+    hooks.iter().try_for_each(|hook| classifier(dataplane, hook).map(drop))
 }
 
 fn classifier<'a>(
     dataplane: &'a mut Dataplane,
-    link: &Link,
+    hook: &Hook<'_>,
 ) -> Result<&'a mut SchedClassifier, DataplaneError> {
-    dataplane.classifier(match link.layer {
-        LinkLayer::Ethernet => program::ETHER,
-        LinkLayer::L3 => program::IP,
-        LinkLayer::Other(kind) => return Err(unreadable(link, kind)),
+    dataplane.classifier(match (hook.link.layer, hook.direction) {
+        (LinkLayer::Ethernet, Direction::In) => program::ETHER,
+        (LinkLayer::Ethernet, Direction::Out) => program::OUT_ETHER,
+        (LinkLayer::L3, Direction::In) => program::IP,
+        (LinkLayer::L3, Direction::Out) => program::OUT_IP,
+        (LinkLayer::Other(kind), _) => return Err(unreadable(hook.link, kind)),
     })
 }
 
@@ -138,7 +179,7 @@ fn attach_lookup(dataplane: &mut Dataplane, stage: &Stage) -> Result<FdLink, Dat
 /// A new TCX link; nothing where the kernel has none and clsact may do.
 fn tcx(
     program: &mut SchedClassifier,
-    link: &Link,
+    hook: &Hook<'_>,
     mode: AttachMode,
 ) -> Result<Option<FdLink>, DataplaneError> {
     if mode == AttachMode::Clsact {
@@ -147,7 +188,8 @@ fn tcx(
     // In front of everybody: ours lets all that it does not drop go on to the others, while one of theirs that
     // says OK would keep ours from ever seeing the packet.
     let options = TcAttachOptions::TcxOrder(LinkOrder::first());
-    let id = match program.attach_with_options(&link.name, TcAttachType::Ingress, options) {
+    let link = hook.link;
+    let id = match program.attach_with_options(&link.name, hook.direction.into(), options) {
         Ok(id) => id,
         Err(e) if mode == AttachMode::Auto && lacks_tcx(&e) => return Ok(None),
         Err(e) => return Err(refused(link, &e)),
@@ -159,13 +201,13 @@ fn tcx(
 
 /// Gives the link that a process before left the new program; nothing where that is no link, or where it leads to
 /// another device: one that had this name before, or has it in another network namespace.
-fn exchange(program: &mut SchedClassifier, link: &Link, left: &Path) -> Option<FdLink> {
+fn exchange(program: &mut SchedClassifier, hook: &Hook<'_>, left: &Path) -> Option<FdLink> {
     let pinned = PinnedLink::from_pin(left).ok()?;
     let old = SchedClassifierLink::try_from(FdLink::from(pinned)).ok()?;
     let id = program.attach_to_link(old).ok()?;
     let taken: FdLink = program.take_link(id).ok()?.try_into().ok()?;
     let ours = program.info().ok()?.id();
-    let (_, on_device) = SchedClassifier::query_tcx(&link.name, TcAttachType::Ingress).ok()?;
+    let (_, on_device) = SchedClassifier::query_tcx(&hook.link.name, hook.direction.into()).ok()?;
     on_device.iter().any(|p| p.id() == ours).then_some(taken)
 }
 

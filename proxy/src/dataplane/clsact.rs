@@ -4,14 +4,14 @@
 //! the state file remembers it for those who come after.
 
 use aya::programs::{
-    ProgramError, SchedClassifier, TcAttachType,
+    ProgramError, SchedClassifier,
     tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact},
 };
 
-use super::{AttachPlan, DataplaneError, attach::refused};
+use super::{AttachPlan, DataplaneError, Direction, Hook, attach::refused};
 use crate::{
     instance::ClsactState,
-    route::{self, Link, RouteError},
+    route::{self, RouteError},
 };
 
 /// Ours go early, like the TCX links go first; the number leaves room in front for who needs it.
@@ -28,25 +28,31 @@ impl Filter {
     /// made goes with us. `made` hears of it as soon as there is something to remove.
     pub(super) fn attach(
         program: &mut SchedClassifier,
-        link: &Link,
+        hook: &Hook<'_>,
         plan: &AttachPlan<'_>,
         made: &mut Vec<ClsactState>,
     ) -> Result<Self, DataplaneError> {
         // Fails where the qdisc is already there; attaching shows whether it is the right one.
+        let link = hook.link;
         let added_qdisc = qdisc_add_clsact(&link.name).is_ok();
-        let made_before = plan.filters_before.iter().any(|b| b.made_qdisc && b.interface == link.name);
+        let made_before =
+            plan.filters_before.iter().chain(&*made).any(|b| b.made_qdisc && b.interface == link.name);
         let handle = plan.filter_handle;
-        let state =
-            ClsactState { interface: link.name.clone(), handle, made_qdisc: added_qdisc || made_before };
+        let state = ClsactState {
+            interface: link.name.clone(),
+            egress: hook.direction == Direction::Out,
+            handle,
+            made_qdisc: added_qdisc || made_before,
+        };
         made.push(state.clone());
-        let replaced = (!added_qdisc).then(|| left_behind(&link.name, handle)).flatten();
+        let replaced = (!added_qdisc).then(|| left_behind(&state)).flatten();
         let id = match replaced.and_then(|old| program.attach_to_link(old).ok()) {
             Some(id) => id,
             None => {
                 let handle = TcHandle::from(handle);
                 let options = NlOptions { priority: PRIORITY, handle, classid: None };
                 program
-                    .attach_with_options(&link.name, TcAttachType::Ingress, TcAttachOptions::Netlink(options))
+                    .attach_with_options(&link.name, hook.direction.into(), TcAttachOptions::Netlink(options))
                     .map_err(|e| refused(link, &e))?
             }
         };
@@ -65,9 +71,10 @@ impl Filter {
 }
 
 /// The filter that a process before us may have left.
-fn left_behind(interface: &str, handle: u32) -> Option<SchedClassifierLink> {
-    SchedClassifierLink::attached(interface, TcAttachType::Ingress, PRIORITY, TcHandle::from(handle), None)
-        .ok()
+fn left_behind(state: &ClsactState) -> Option<SchedClassifierLink> {
+    let direction = if state.egress { Direction::Out } else { Direction::In };
+    let handle = TcHandle::from(state.handle);
+    SchedClassifierLink::attached(&state.interface, direction.into(), PRIORITY, handle, None).ok()
 }
 
 /// Removes a filter of ours and, where it was made for us and nobody else uses it, its qdisc.
@@ -76,6 +83,6 @@ fn left_behind(interface: &str, handle: u32) -> Option<SchedClassifierLink> {
 /// When the qdisc cannot be looked at or removed.
 pub async fn remove(state: &ClsactState) -> Result<(), RouteError> {
     // Dropping the link removes the filter; that it is gone already is no error.
-    drop(left_behind(&state.interface, state.handle));
+    drop(left_behind(state));
     if state.made_qdisc { route::remove_unused_clsact(&state.interface).await } else { Ok(()) }
 }

@@ -31,7 +31,7 @@ pub mod tables;
 pub mod view;
 
 pub use self::{
-    attach::{AttachPlan, Attachments},
+    attach::{AttachPlan, Attachments, Direction, Hook},
     error::DataplaneError,
     object::Dataplane,
     pins::Pins,

@@ -5,17 +5,25 @@ use std::{collections::HashSet, net::IpAddr, os::fd::AsFd as _, thread};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, Map, MapData, PerCpuArray, SockMap},
-    programs::{SchedClassifier, SkLookup},
+    programs::{ProgramType, SchedClassifier, SkLookup},
+    sys::{BpfHelper, is_helper_supported},
 };
 use aya_log::EbpfLogger;
 use rustix::event::{PollFd, PollFlags, poll};
 use sheer_common::{
     abi::{Family, LocalAddress, MAX_WORKERS, Settings, listener_slot},
     verdict::Counters,
+    way::Device,
 };
 
 use super::{DataplaneError, PolicyMaps, clients::ConcurrentClients, flows::KernelFlows};
-use crate::{clients::ClientTable, flow::FlowTable, policy::address, route::AddressSet, socket::Listeners};
+use crate::{
+    clients::ClientTable,
+    flow::FlowTable,
+    policy::address,
+    route::{AddressSet, Link},
+    socket::Listeners,
+};
 
 /// The kernel object of this build; empty where the build had no eBPF toolchain.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sheer.bpf.o"));
@@ -26,13 +34,22 @@ pub mod program {
     pub const ETHER: &str = "sheer_ether";
     /// tc ingress, devices without.
     pub const IP: &str = "sheer_ip";
+    /// tc egress, devices with Ethernet headers.
+    pub const OUT_ETHER: &str = "sheer_out_ether";
+    /// tc egress, devices without.
+    pub const OUT_IP: &str = "sheer_out_ip";
     /// The socket lookup.
     pub const LOOKUP: &str = "sheer_lookup";
+    /// All that are attached somewhere, if the config needs them.
+    pub const ATTACHED: [&str; 5] = [ETHER, IP, OUT_ETHER, OUT_IP, LOOKUP];
     /// Asked, never attached.
     pub const EXPLAIN: &str = "sheer_explain";
     /// Loaded by the benchmark only.
     pub const EMPTY: &str = "sheer_empty";
 }
+
+/// The constant by which programs know whether the kernel has a coarse clock for them.
+const COARSE_CLOCK: &str = "COARSE_CLOCK";
 
 /// Names of the maps, in the object and in bpffs.
 pub mod map {
@@ -62,6 +79,10 @@ pub mod map {
     pub const SERVICE_COUNTERS: &str = "service_counters";
     /// What tc knows of new connections.
     pub const OPENINGS: &str = "openings";
+    /// By which ways clients come.
+    pub const WAYS: &str = "ways";
+    /// Listed interfaces.
+    pub const DEVICES: &str = "devices";
     /// Clients under a rate limit.
     pub const LIMITS: &str = "limits";
     /// Connections that clients have.
@@ -92,6 +113,8 @@ pub mod map {
         INTERFACES,
         SERVICE_COUNTERS,
         OPENINGS,
+        WAYS,
+        DEVICES,
         LIMITS,
         CONCURRENT,
         BLOCKED,
@@ -125,6 +148,7 @@ impl Dataplane {
         let level = if trace { log::Level::Debug as u8 } else { 0 };
         let mut ebpf = EbpfLoader::new()
             .override_global(aya_log::LEVEL, &level, false)
+            .override_global(COARSE_CLOCK, &u32::from(has_coarse_clock()), true)
             .load(OBJECT)
             .map_err(|source| DataplaneError::Load { source })?;
         let empty = PolicyMaps::taken_from(&mut ebpf)?;
@@ -231,6 +255,23 @@ impl Dataplane {
         self.set_settings(Settings { switched: switched.into(), ..now })
     }
 
+    /// Tells the programs of the listed interfaces: see [`Device`]. Those without an Ethernet address are left out.
+    ///
+    /// # Errors
+    /// When the map refuses.
+    pub fn set_devices(&mut self, links: &[Link]) -> Result<(), DataplaneError> {
+        let name = map::DEVICES;
+        let mut devices =
+            HashMap::<_, u32, Device>::try_from(self.map_mut(name)?).map_err(refused_entry(name))?;
+        for link in links {
+            if let Some(address) = link.address {
+                let device = Device { address, _pad: 0 };
+                devices.insert(link.index, device, 0).map_err(refused_entry(name))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the map of this host's own addresses equal to `addresses`.
     ///
     /// # Errors
@@ -296,6 +337,12 @@ impl Dataplane {
         }
         Ok(sum)
     }
+}
+
+/// Whether programs may ask for CLOCK_MONOTONIC_COARSE (Linux 5.11).
+fn has_coarse_clock() -> bool {
+    is_helper_supported(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_ktime_get_coarse_ns)
+        .unwrap_or(false)
 }
 
 pub(super) fn refused_entry(map: &'static str) -> impl FnOnce(aya::maps::MapError) -> DataplaneError {

@@ -9,7 +9,7 @@ use std::{
 use aya::maps::Map;
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with, statfs};
 
-use super::{DataplaneError, PolicyMaps, object::map, object::program};
+use super::{DataplaneError, Hook, PolicyMaps, object::map, object::program};
 use crate::instance::InstanceName;
 
 const BPFFS: &str = "/sys/fs/bpf";
@@ -98,16 +98,16 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// The link that a process before may have left for an interface.
+    /// The link that a process before may have left at a hook.
     #[must_use]
-    pub fn left_link(&self, interface: &str) -> PathBuf {
-        self.pins.root.join("links").join(ingress_name(interface))
+    pub fn left_link(&self, hook: &Hook<'_>) -> PathBuf {
+        self.pins.root.join("links").join(hook.pin_name())
     }
 
-    /// Where this start pins the link of an interface.
+    /// Where this start pins the link of a hook.
     #[must_use]
-    pub fn ingress_link(&self, interface: &str) -> PathBuf {
-        self.pins.stage.join("links").join(ingress_name(interface))
+    pub fn link(&self, hook: &Hook<'_>) -> PathBuf {
+        self.pins.stage.join("links").join(hook.pin_name())
     }
 
     /// Where this start pins the link of the socket lookup.
@@ -126,7 +126,7 @@ impl Stage {
             let map = ebpf.map(name).ok_or(DataplaneError::Missing { what: "map", name })?;
             pin_map(map, &self.pins.stage.join("maps").join(name))?;
         }
-        for name in [program::ETHER, program::IP, program::LOOKUP] {
+        for name in program::ATTACHED {
             let program = ebpf.program_mut(name).ok_or(DataplaneError::Missing { what: "program", name })?;
             if program.fd().is_err() {
                 continue;
@@ -214,11 +214,6 @@ impl Drop for Published {
 
 fn pin_map(map: &Map, path: &Path) -> Result<(), DataplaneError> {
     map.pin(path).map_err(|e| failed("pinning", path)(io::Error::other(e)))
-}
-
-fn ingress_name(interface: &str) -> String {
-    // An interface may be called eth0.5; bpffs refuses names with dots.
-    format!("ingress-{}", interface.replace('.', "+"))
 }
 
 /// The common parent goes with the last instance; another one's being there is no error.

@@ -314,6 +314,7 @@ mod tests {
                 parent: None,
                 controller: None,
                 vlan: false,
+                address: None,
             },
             carrier: true,
             mtu: Some(1500),

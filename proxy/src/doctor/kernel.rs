@@ -16,7 +16,7 @@ const BPFFS_MAGIC: u64 = 0xcafe_4a11;
 const JIT: &str = "net.core.bpf_jit_enable";
 const HARDEN: &str = "net.core.bpf_jit_harden";
 /// The first that has all maps and helpers which the programs use.
-const OLDEST: (u32, u32) = (5, 11);
+const OLDEST: (u32, u32) = (5, 10);
 
 /// What a question to the kernel came to.
 #[derive(Clone, Debug, PartialEq, Eq)]

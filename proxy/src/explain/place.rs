@@ -139,6 +139,7 @@ mod tests {
             parent: None,
             controller,
             vlan: false,
+            address: None,
         }
     }
 

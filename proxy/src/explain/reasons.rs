@@ -73,6 +73,8 @@ pub enum Miss {
         /// The service's.
         takes: List,
     },
+    /// A process of this host asks.
+    Local,
 }
 
 /// The beginning of a list.
@@ -139,7 +141,8 @@ impl Services {
         let destination = Destination::of(packet.to.ip(), own);
         let earlier = services.iter().take(found.unwrap_or(services.len()));
         let misses = earlier.enumerate().filter_map(|(index, service)| {
-            first_miss(service, destination, packet).map(|dimension| (index, dimension))
+            first_miss(service, destination, own.contains(&packet.from), packet)
+                .map(|dimension| (index, dimension))
         });
         let mut misses: Vec<_> = misses.collect();
         if found.is_none() {
@@ -177,6 +180,7 @@ fn miss(service: &Service, dimension: Dimension, from: IpAddr, to: SocketAddr) -
             Miss::Port { takes: service.ports.as_ref().map(List::of_ports).unwrap_or_default() }
         }
         Dimension::Client => Miss::Client { takes: prefixes(&service.clients, from).unwrap_or_default() },
+        Dimension::Local => Miss::Local,
         Dimension::Interface => {
             let listed = service.interfaces.as_deref().unwrap_or_default();
             Miss::Interface { takes: List::of(listed.len(), listed.iter()) }

@@ -38,6 +38,8 @@ pub enum Dimension {
     Client,
     /// The interface.
     Interface,
+    /// That a process of this host asks.
+    Local,
 }
 
 /// What kind of address a destination is.
@@ -85,13 +87,19 @@ fn special_ranges() -> impl Iterator<Item = IpNet> {
 #[must_use]
 pub fn first_match(services: &[Service], own: &AddressSet, packet: &Packet<'_>) -> Option<usize> {
     let destination = Destination::of(packet.to.ip(), own);
-    services.iter().position(|service| first_miss(service, destination, packet).is_none())
+    let local = own.contains(&packet.from);
+    services.iter().position(|service| first_miss(service, destination, local, packet).is_none())
 }
 
 /// The first thing about a packet that a service does not take; none: it takes the packet. `destination` is the
-/// [`Destination::of`] the packet.
+/// [`Destination::of`] the packet; `local`: its client's address is one of this host's own.
 #[must_use]
-pub fn first_miss(service: &Service, destination: Destination, packet: &Packet<'_>) -> Option<Dimension> {
+pub fn first_miss(
+    service: &Service,
+    destination: Destination,
+    local: bool,
+    packet: &Packet<'_>,
+) -> Option<Dimension> {
     if service.protocol != packet.protocol {
         return Some(Dimension::Protocol);
     }
@@ -107,6 +115,9 @@ pub fn first_miss(service: &Service, destination: Destination, packet: &Packet<'
     }
     if service.clients.as_ref().is_some_and(|listed| covering(listed, packet.from).next().is_none()) {
         return Some(Dimension::Client);
+    }
+    if local {
+        return (!service.intercept_local).then_some(Dimension::Local);
     }
     let by = |listed: &Vec<String>| packet.interface.is_some_and(|name| listed.iter().any(|l| l == name));
     if service.interfaces.as_ref().is_some_and(|listed| !by(listed)) {

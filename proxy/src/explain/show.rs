@@ -127,6 +127,10 @@ impl Answer {
             },
             Miss::Port { takes } => format!("port {} is not among {takes}", self.packet.to.port()),
             Miss::Client { takes } => format!("client {} is {}", self.packet.from.ip(), outside(takes)),
+            Miss::Local => {
+                let from = self.packet.from.ip();
+                format!("{from} is this host's own, and the service has no intercept_local")
+            }
             Miss::Interface { takes } => format!("interface {} is not among {takes}", self.seen_on()),
         }
     }
@@ -198,6 +202,7 @@ impl fmt::Display for Dimension {
             Self::Port => "port",
             Self::Client => "client",
             Self::Interface => "interface",
+            Self::Local => "intercept_local",
         })
     }
 }

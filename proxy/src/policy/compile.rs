@@ -13,7 +13,7 @@ use super::{
     classes::{Classes, MAX_CLASSES},
     trie::{Builder, Effect, Item},
 };
-use crate::config::{Prefixes, Protocol, Service};
+use crate::config::{Prefixes, Protocol, Reply, Service};
 
 /// Why services cannot be made into tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -85,6 +85,9 @@ pub fn compile(services: &[Service], interfaces: &[String]) -> Result<Compiled, 
         any_interface: classes.of(numbers(services, |s| s.interfaces.is_none()))?,
         by_interface: services.iter().any(|s| s.interfaces.is_some()).into(),
         takes_udp: services.iter().any(|s| s.protocol == Protocol::Udp).into(),
+        local: classes.of(numbers(services, |s| s.intercept_local))?,
+        same_way: services.iter().any(|s| s.reply == Reply::SameWay).into(),
+        pinged: classes.of(numbers(services, |s| s.answer_ping))?,
         intercepts_local: services.iter().any(|s| s.intercept_local).into(),
         answers_ping: services.iter().any(|s| s.answer_ping).into(),
     };

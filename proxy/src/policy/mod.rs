@@ -126,11 +126,13 @@ impl Policy {
         let (family, src) = address(client.ip());
         let (_, dst) = address(original.ip());
         let key = FlowKey::tcp(family, src, client.port(), dst, original.port());
-        let own = own.contains(&original.ip());
+        let (own, local) = (own.contains(&original.ip()), own.contains(&client.ip()));
         let proxied = |number: &usize| self.services.get(*number).is_some_and(|s| s.action == Action::Proxy);
         let first = |class: u32| self.tables.first_match(&key, own, class).filter(proxied);
         match by {
             By::Opening(opening) => self.by_id.get(&opening.service).copied().filter(proxied),
+            // A process of this host.
+            _ if local => first(header.local),
             By::Listed(place) => first(*interfaces.get(place)?),
             By::Unknown if header.by_interface != 0 => interfaces.iter().find_map(|class| first(*class)),
             By::Unknown | By::Unlisted => first(header.any_interface),

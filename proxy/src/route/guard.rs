@@ -19,6 +19,8 @@ pub struct RoutePlan {
     pub priority: u32,
     /// The names of the interfaces that the dataplane looks at.
     pub interfaces: Vec<String>,
+    /// Whether the dataplane looks at outgoing packets too, so that what it turns back has to be delivered here.
+    pub output: bool,
 }
 
 /// The policy route of one instance; it is gone when this value is.
@@ -103,6 +105,8 @@ impl RouteGuard {
             let wanted: Vec<Rule> = names
                 .iter()
                 .map(|name| Rule::ours(family, plan.priority, plan.mark, name, plan.table))
+                .chain(plan.output.then(|| Rule::turned_back(family, plan.priority, plan.mark, plan.table)))
+                .chain(plan.output.then(|| Rule::from_loopback(family, plan.priority, plan.table)))
                 .collect();
             let present = rules::list(netlink, family).await?;
             let change = rules::difference(&present, &wanted, plan.mark, plan.table);
@@ -232,7 +236,7 @@ mod tests {
     use super::*;
 
     fn plan(mark: u32, table: u32) -> RoutePlan {
-        RoutePlan { mark, table, priority: 60, interfaces: vec!["eth0".to_owned()] }
+        RoutePlan { mark, table, priority: 60, interfaces: vec!["eth0".to_owned()], output: false }
     }
 
     #[test]

@@ -13,10 +13,10 @@ use crate::config::suggest;
 pub enum LinkLayer {
     /// An Ethernet header (also `lo`, veth, bridges, bonds, VLAN devices).
     Ethernet,
-    /// Nothing: the packet begins with the IP header (tun, wireguard, ipip, ppp, raw IP modems …).
+    /// Nothing of a link layer: the packet begins with the IP header (tun, wireguard, ppp, raw IP modems …), or has that
+    /// of a tunnel in front, which the kernel has dealt with (ipip, GRE, SIT).
     L3,
-    /// Something that Sheer cannot parse: the device's `ARPHRD_` number (linux/if_arp.h). GRE and SIT tunnels are
-    /// here too, because they leave the outer header in front.
+    /// Something that Sheer cannot parse: the device's `ARPHRD_` number (linux/if_arp.h).
     Other(u16),
 }
 
@@ -38,6 +38,8 @@ pub struct Link {
     pub controller: Option<u32>,
     /// Whether it is a VLAN device.
     pub vlan: bool,
+    /// Its Ethernet address, if it has one.
+    pub address: Option<[u8; 6]>,
 }
 
 impl Link {
@@ -50,12 +52,14 @@ impl Link {
             parent: None,
             controller: None,
             vlan: false,
+            address: None,
         };
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
                 LinkAttribute::Link(index) if *index != 0 => link.parent = Some(*index),
                 LinkAttribute::Controller(index) if *index != 0 => link.controller = Some(*index),
+                LinkAttribute::Address(bytes) => link.address = bytes.as_slice().try_into().ok(),
                 LinkAttribute::LinkInfo(infos) => link.vlan = infos.contains(&LinkInfo::Kind(InfoKind::Vlan)),
                 _ => {}
             }
@@ -72,7 +76,10 @@ fn layer(kind: LinkLayerType) -> LinkLayer {
         | LinkLayerType::Ppp
         | LinkLayerType::Slip
         | LinkLayerType::Tunnel
-        | LinkLayerType::Tunnel6 => LinkLayer::L3,
+        | LinkLayerType::Tunnel6
+        | LinkLayerType::Sit
+        | LinkLayerType::Ipgre
+        | LinkLayerType::Ip6gre => LinkLayer::L3,
         other => LinkLayer::Other(other as u16),
     }
 }
@@ -147,6 +154,7 @@ mod tests {
             parent: None,
             controller: None,
             vlan: false,
+            address: None,
         }
     }
 
@@ -196,6 +204,7 @@ mod tests {
     fn devices_without_a_link_layer_header_are_told_from_ethernet() {
         assert_eq!(layer(LinkLayerType::Ether), LinkLayer::Ethernet);
         assert_eq!(layer(LinkLayerType::None), LinkLayer::L3);
-        assert_eq!(layer(LinkLayerType::Ipgre), LinkLayer::Other(778));
+        assert_eq!(layer(LinkLayerType::Ipgre), LinkLayer::L3);
+        assert_eq!(layer(LinkLayerType::Ieee80211), LinkLayer::Other(801));
     }
 }

@@ -1,5 +1,8 @@
 //! `ip rule`, seen as values.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::RouteProtocol;
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
@@ -8,6 +11,9 @@ use rustix::io::Errno;
 
 use super::netlink::{Netlink, collect, is_errno, refused};
 use super::{Family, PROTOCOL, RouteError};
+
+/// The device that brings back what this host sends to itself.
+const LOOPBACK: &str = "lo";
 
 /// The parts of a rule that matter here (linux/fib_rules.h).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,10 +27,14 @@ pub(super) struct Rule {
     pub(super) inverted: bool,
     /// The incoming interface by name: the rule outlives the device and takes effect again when it comes back.
     pub(super) interface: Option<String>,
+    /// The outgoing interface by name: one that the packet is bound to, before it has been routed.
+    pub(super) bound_to: Option<String>,
+    /// The prefix of the source address.
+    pub(super) source: Option<IpNet>,
     /// The table to look up; 0 for rules that do something else.
     pub(super) table: u32,
     pub(super) protocol: u8,
-    /// Whether it narrows by anything else (source, ports, uid …), which ours never do.
+    /// Whether it narrows by anything else (destination, ports, uid …), which ours never do.
     pub(super) narrowed: bool,
 }
 
@@ -37,6 +47,8 @@ impl Default for Rule {
             mask: 0,
             inverted: false,
             interface: None,
+            bound_to: None,
+            source: None,
             table: 0,
             protocol: 0,
             narrowed: false,
@@ -59,13 +71,46 @@ impl Rule {
         }
     }
 
+    /// The rule that delivers here what a program has turned back on its way out: it is routed with the mark, bound to `lo`.
+    /// What the proxy itself sends has the mark too, and is bound to nothing.
+    pub(super) fn turned_back(family: Family, priority: u32, mark: u32, table: u32) -> Self {
+        Self {
+            family,
+            priority,
+            mark,
+            mask: u32::MAX,
+            bound_to: Some(LOOPBACK.to_owned()),
+            table,
+            protocol: PROTOCOL,
+            ..Self::default()
+        }
+    }
+
+    /// The rule that delivers here what a server on a loopback address answers to the address of a client. Such packets
+    /// never leave: without the rule, the kernel refuses to send them.
+    pub(super) fn from_loopback(family: Family, priority: u32, table: u32) -> Self {
+        let source = match family {
+            Family::V4 => Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8).into(),
+            Family::V6 => IpNet::from(IpAddr::from(Ipv6Addr::LOCALHOST)),
+        };
+        Self {
+            family,
+            priority,
+            interface: Some(LOOPBACK.to_owned()),
+            source: Some(source),
+            table,
+            protocol: PROTOCOL,
+            ..Self::default()
+        }
+    }
+
     fn from_message(family: Family, message: &RuleMessage) -> Self {
         let header = &message.header;
         let mut rule = Self {
             family,
             table: u32::from(header.table),
             inverted: header.flags.contains(RuleFlags::Invert),
-            narrowed: header.src_len != 0 || header.dst_len != 0 || header.tos != 0,
+            narrowed: header.dst_len != 0 || header.tos != 0,
             ..Self::default()
         };
         for attribute in &message.attributes {
@@ -74,6 +119,8 @@ impl Rule {
                 RuleAttribute::FwMark(mark) => rule.mark = *mark,
                 RuleAttribute::FwMask(mask) => rule.mask = *mask,
                 RuleAttribute::Iifname(name) => rule.interface = Some(name.clone()),
+                RuleAttribute::Oifname(name) => rule.bound_to = Some(name.clone()),
+                RuleAttribute::Source(address) => rule.source = IpNet::new(*address, header.src_len).ok(),
                 RuleAttribute::Table(table) => rule.table = *table,
                 RuleAttribute::Protocol(protocol) => rule.protocol = u8::from(*protocol),
                 RuleAttribute::SuppressPrefixLen(_) | RuleAttribute::SuppressIfGroup(_) => {}
@@ -95,21 +142,36 @@ impl Rule {
         message.header.action = RuleAction::ToTable;
         message.attributes = vec![
             RuleAttribute::Priority(self.priority),
-            RuleAttribute::FwMark(self.mark),
-            RuleAttribute::FwMask(self.mask),
             RuleAttribute::Table(self.table),
             RuleAttribute::Protocol(RouteProtocol::from(self.protocol)),
         ];
+        if self.mask != 0 {
+            message.attributes.extend([RuleAttribute::FwMark(self.mark), RuleAttribute::FwMask(self.mask)]);
+        }
         message.attributes.extend(self.interface.clone().map(RuleAttribute::Iifname));
+        message.attributes.extend(self.bound_to.clone().map(RuleAttribute::Oifname));
+        if let Some(source) = self.source {
+            message.header.src_len = source.prefix_len();
+            message.attributes.push(RuleAttribute::Source(source.addr()));
+        }
         message
     }
 }
 
 impl std::fmt::Display for Rule {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} rule {}: fwmark {:#x}/{:#x}", self.family, self.priority, self.mark, self.mask)?;
+        write!(f, "{} rule {}:", self.family, self.priority)?;
+        if let Some(source) = &self.source {
+            write!(f, " from {source}")?;
+        }
+        if self.mask != 0 {
+            write!(f, " fwmark {:#x}/{:#x}", self.mark, self.mask)?;
+        }
         if let Some(interface) = &self.interface {
             write!(f, " iif {interface}")?;
+        }
+        if let Some(interface) = &self.bound_to {
+            write!(f, " oif {interface}")?;
         }
         write!(f, " lookup {}", self.table)
     }
@@ -122,15 +184,16 @@ pub(super) struct Difference {
     pub(super) delete: Vec<Rule>,
 }
 
-/// Compares the kernel's rules with the wanted ones. Only rules with our protocol number, this mark and this table are
-/// ever deleted; a foreign one that says exactly the same serves as well and is left to its owner.
+/// Compares the kernel's rules with the wanted ones. Only rules with our protocol number, this mark (or none) and this table
+/// are ever deleted; a foreign one that says exactly the same serves as well and is left to its owner.
 pub(super) fn difference(present: &[Rule], wanted: &[Rule], mark: u32, table: u32) -> Difference {
     let same = |a: &Rule, b: &Rule| Rule { protocol: b.protocol, ..a.clone() } == *b;
     Difference {
         add: wanted.iter().filter(|want| !present.iter().any(|rule| same(rule, want))).cloned().collect(),
         delete: present
             .iter()
-            .filter(|rule| rule.protocol == PROTOCOL && rule.mark == mark && rule.table == table)
+            .filter(|rule| rule.protocol == PROTOCOL && rule.table == table)
+            .filter(|rule| rule.mark == mark || rule.mask == 0)
             .filter(|rule| !wanted.contains(rule))
             .cloned()
             .collect(),
@@ -186,8 +249,13 @@ mod tests {
     #[test]
     fn a_rule_survives_the_way_through_a_message() {
         for family in Family::ALL {
-            let rule = Rule::ours(family, 60, MARK, "eth0", TABLE);
-            assert_eq!(Rule::from_message(family, &rule.to_message()), rule);
+            for rule in [
+                Rule::ours(family, 60, MARK, "eth0", TABLE),
+                Rule::turned_back(family, 60, MARK, TABLE),
+                Rule::from_loopback(family, 60, TABLE),
+            ] {
+                assert_eq!(Rule::from_message(family, &rule.to_message()), rule);
+            }
         }
     }
 
@@ -228,6 +296,10 @@ mod tests {
 
     #[test]
     fn a_rule_reads_like_ip_rule() {
+        assert_eq!(
+            Rule::from_loopback(Family::V4, 60, TABLE).to_string(),
+            "IPv4 rule 60: from 127.0.0.0/8 iif lo lookup 8300"
+        );
         assert_eq!(rule("eth0").to_string(), "IPv4 rule 60: fwmark 0x2040/0xffffffff iif eth0 lookup 8300");
     }
 }

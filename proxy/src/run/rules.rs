@@ -231,6 +231,10 @@ async fn interface_numbers(config: &Config) -> Result<Vec<u32>, RouteError> {
 fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     let differ = [
         ("dataplane.interfaces", old.interfaces != new.interfaces),
+        (
+            "whether outgoing packets are looked at (reply, intercept_local, upstream, single addresses)",
+            new.concerns_output() && !old.concerns_output(),
+        ),
         ("dataplane.attach", old.attach != new.attach),
         ("dataplane.mark", old.mark != new.mark),
         ("dataplane.table", old.table != new.table),

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     admin,
     config::Config,
-    dataplane::{AttachPlan, Attachments, Dataplane, Pins, attach, clsact},
+    dataplane::{AttachPlan, Attachments, Dataplane, Direction, Hook, Pins, attach, clsact},
     doctor,
     instance::{ClsactState, Places, State},
     limit,
@@ -103,12 +103,14 @@ async fn make(
     let addresses = route::watch_addresses().await?;
     report(dataplane.set_local_addresses(&addresses.borrow()));
     dataplane.set_settings(settings(&config, numbers, &links))?;
+    dataplane.set_devices(&links)?;
     let interfaces: Vec<u32> = links.iter().map(|link| link.index).collect();
     let first = First::install(&config, &mut dataplane, &interfaces)?;
     if config.trace {
         dataplane.start_tracing()?;
     }
-    attach::load_programs(&mut dataplane, &links)?;
+    let hooks = hooks(&config, &links);
+    attach::load_programs(&mut dataplane, &hooks)?;
     stage.pin(&mut dataplane)?;
     stage.pin_tables(&first.maps)?;
     let tables = dataplane.flow_tables(config.workers)?;
@@ -120,7 +122,7 @@ async fn make(
     let control = admin::bind(&places.socket()).map_err(system("making the control socket"))?;
     let route = RouteGuard::install(route_plan(&config, numbers)).await?;
     let plan = AttachPlan {
-        links: &links,
+        hooks,
         mode: config.attach,
         // Under clsact an instance is told by its table, as in the route rules.
         filter_handle: numbers.table,
@@ -226,7 +228,15 @@ fn route_plan(config: &Config, numbers: Numbers) -> RoutePlan {
         table: numbers.table,
         priority: numbers.priority,
         interfaces: config.interfaces.clone(),
+        output: config.concerns_output(),
     }
+}
+
+/// Where programs are attached: first where packets leave, so that no answer goes astray.
+fn hooks<'a>(config: &Config, links: &'a [Link]) -> Vec<Hook<'a>> {
+    let at = |direction| move |link| Hook { link, direction };
+    let out = links.iter().filter(|_| config.concerns_output()).map(at(Direction::Out));
+    out.chain(links.iter().map(at(Direction::In))).collect()
 }
 
 fn settings(config: &Config, numbers: Numbers, links: &[Link]) -> Settings {

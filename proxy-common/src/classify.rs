@@ -282,9 +282,20 @@ impl Classes {
     /// this host's own addresses. Those behind the first that is of no service are not looked up: there is no match.
     #[inline(always)]
     pub fn of<T: Tables>(tables: &T, policy: &Policy, key: &FlowKey, own: bool, interface: u32) -> Self {
-        let mut classes = Self { interface, ..Self::default() };
         // The cheapest first.
-        classes.port = class_of_port(tables, key.protocol, key.dst_port);
+        let port = class_of_port(tables, key.protocol, key.dst_port);
+        Self::behind_port(tables, policy, key, own, Self { port, interface, ..Self::default() })
+    }
+
+    /// The other classes of a tuple whose classes of port and interface are known.
+    #[inline(always)]
+    pub fn behind_port<T: Tables>(
+        tables: &T,
+        policy: &Policy,
+        key: &FlowKey,
+        own: bool,
+        mut classes: Self,
+    ) -> Self {
         if classes.port == NO_SERVICE {
             return classes;
         }

@@ -10,6 +10,7 @@
 //! - [`classify`]: which service takes a connection, and the tables by which that is decided
 //! - [`limit`]: how much one client may take
 //! - [`explain`]: what the programs answer when they are asked about a packet
+//! - [`ping`]: who is pinged, and whether it is answered
 //! - [`verdict`]: what became of a packet, and the counter of each outcome
 //! - [`way`]: by which way a client's packets come
 
@@ -21,6 +22,7 @@ pub mod classify;
 pub mod explain;
 pub mod flow;
 pub mod limit;
+pub mod ping;
 #[cfg(feature = "aya")]
 mod pod;
 pub mod policy;

@@ -73,9 +73,11 @@ counted! {
         SteerIcmp = steer_icmp,
         /// The socket lookup named a listener to the stack, for a packet that was only marked.
         LookupListener = lookup_listener,
+        /// Answered: a ping to an address of a service whose server can be reached.
+        AnswerPing = answer_ping,
         /// Let pass: neither IPv4 nor IPv6.
         PassNotIp = pass_not_ip,
-        /// Let pass: neither TCP nor UDP, nor an ICMP error about one of the proxy's connections.
+        /// Let pass: neither TCP nor UDP, nor an ICMP error about one of the proxy's connections, nor a ping to be answered.
         PassOtherProtocol = pass_other_protocol,
         /// Let pass: a fragment.
         PassFragment = pass_fragment,
@@ -115,6 +117,8 @@ counted! {
         LimitInsert = failed_limit_insert,
         /// The way by which a client came could not be remembered; it is answered by the routes.
         WayInsert = failed_way_insert,
+        /// It could not be noted that a service is pinged; the ping passes.
+        PingInsert = failed_ping_insert,
         /// A packet could not be sent by another way than it was on.
         Redirect = failed_redirect,
         /// What the proxy must know of a new connection could not be written down for it.

@@ -146,9 +146,40 @@ impl<'a> Frame<'a> {
         }
     }
 
-    /// Writes over bytes of the Ethernet header.
+    /// Whether the IP header stands where the frame says; before Linux 5.14 a tunnel's outer headers come first.
     #[inline(always)]
-    pub fn write_ethernet<const N: usize>(&self, offset: u32, bytes: &[u8; N]) -> Result<(), HelperFailed> {
+    pub fn begins_at_network_header(&self, ip_offset: u32) -> bool {
+        self.layer == Layer::Ethernet
+            || self.ctx.load::<[u8; 8]>(ip_offset as usize).ok() == self.copy(ip_offset)
+    }
+
+    /// Exchanges the addresses of the Ethernet header, where there is one.
+    #[inline(always)]
+    pub fn exchange_ethernet(&self) -> Result<(), HelperFailed> {
+        if self.layer == Layer::Ip {
+            return Ok(());
+        }
+        let [a, b, c, d, e, f, g, h, i, j, k, l] = self.copy::<12>(0).ok_or(HelperFailed)?;
+        self.write(0, &[g, h, i, j, k, l, a, b, c, d, e, f])
+    }
+
+    /// Mends the checksum of an IPv4 header in which two bytes have changed.
+    #[inline(always)]
+    pub fn fix_ipv4_checksum(&self, at: u32, from: [u8; 2], to: [u8; 2]) -> Result<(), HelperFailed> {
+        let (from, to) = (u16::from_ne_bytes(from).into(), u16::from_ne_bytes(to).into());
+        self.ctx.l3_csum_replace(at as usize, from, to, 2).map_err(|_| HelperFailed)
+    }
+
+    /// Mends a checksum behind the IP header when two bytes have changed.
+    #[inline(always)]
+    pub fn fix_checksum(&self, at: u32, from: [u8; 2], to: [u8; 2]) -> Result<(), HelperFailed> {
+        let (from, to) = (u16::from_ne_bytes(from).into(), u16::from_ne_bytes(to).into());
+        self.ctx.l4_csum_replace(at as usize, from, to, 2).map_err(|_| HelperFailed)
+    }
+
+    /// Writes over bytes; checksums are not mended.
+    #[inline(always)]
+    pub fn write<const N: usize>(&self, offset: u32, bytes: &[u8; N]) -> Result<(), HelperFailed> {
         // SAFETY: the context of the program, and bytes of that length.
         done(unsafe { bpf_skb_store_bytes(self.ctx.skb.skb, offset, bytes.as_ptr().cast(), N as u32, 0) })
     }
@@ -161,14 +192,14 @@ impl<'a> Frame<'a> {
         unsafe {
             let ethertype = ((*skb).protocol as u16).to_ne_bytes();
             done(bpf_skb_change_head(skb, ETHERNET_LEN, 0))?;
-            self.write_ethernet(ETHERNET_LEN - 2, &ethertype)
+            self.write(ETHERNET_LEN - 2, &ethertype)
         }
     }
 
     /// Makes a frame that a bridge would pass on to somebody else one for this host.
     #[inline(always)]
     pub fn take(&self, device: &Device) -> Result<(), HelperFailed> {
-        self.write_ethernet(0, &device.address)?;
+        self.write(0, &device.address)?;
         // SAFETY: the context of the program.
         done(unsafe { bpf_skb_change_type(self.ctx.skb.skb, PACKET_HOST) })
     }

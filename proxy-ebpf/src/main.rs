@@ -11,6 +11,7 @@ mod kernel;
 mod limit;
 mod lookup;
 mod maps;
+mod ping;
 mod policy;
 mod stats;
 mod steer;

@@ -12,6 +12,7 @@
 //! | `openings` | `ingress`: each connection if a service asks for certain interfaces, else those whose listener the stack has to look for | the socket lookup; proxy, at accept | 16,384 | the oldest go; the proxy then takes the first service that fits by any interface |
 //! | `ways` | `ingress`, if a service answers by the same way | `egress` | 65,536 | the connections that were quiet for the longest are answered by the routes |
 //! | `devices` | proxy, at start | `ingress`, on frames that a bridge would give to somebody else | 1,024 | the start is refused |
+//! | `pinged` | `ingress`, if a service answers pings; proxy | the same | 4,096 | the addresses that were not pinged for the longest are forgotten |
 //! | `limits` | programs | programs | 65,536 | the clients that were quiet for the longest are forgotten |
 //! | `concurrent` | proxy | programs | 262,144 | the proxy refuses what the programs do not |
 //! | `blocked` | programs | programs, `sheer blocked` | 8,192 | the oldest blocks are forgotten |
@@ -35,6 +36,7 @@ use sheer_common::{
     explain::Explanation,
     flow::{Flow, FlowKey, MAX_FLOWS, MAX_OPENINGS, Opening},
     limit::{Block, Client, ClientKey, MAX_BLOCKED, MAX_CLIENTS, MAX_CONCURRENT},
+    ping::{MAX_PINGED, PingKey, Pinged},
     policy::{Interface, MAX_INTERFACES, Policy, SERVICE_SLOTS, Service, ServiceCounters},
     verdict::Counters,
     way::{Device, MAX_WAYS, Way},
@@ -91,6 +93,9 @@ pub static ways: LruHashMap<FlowKey, Way, MAX_WAYS> = LruHashMap::new();
 
 #[btf_map]
 pub static devices: HashMap<u32, Device, MAX_INTERFACES> = HashMap::new();
+
+#[btf_map]
+pub static pinged: LruHashMap<PingKey, Pinged, MAX_PINGED> = LruHashMap::new();
 
 #[btf_map]
 pub static limits: LruHashMap<ClientKey, Client, MAX_CLIENTS> = LruHashMap::new();

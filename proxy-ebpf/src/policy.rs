@@ -138,6 +138,8 @@ pub struct Question<'a> {
     pub own: bool,
     /// A process of this host asks.
     pub local: bool,
+    /// It is a ping, which has no port.
+    pub ping: bool,
     /// Its classes, once it has been answered.
     pub classes: Classes,
 }
@@ -145,7 +147,7 @@ pub struct Question<'a> {
 impl<'a> Question<'a> {
     #[inline(always)]
     pub fn new(now: &Now, key: &'a FlowKey, interface: u32, own: bool) -> Self {
-        Self { key, interface, own, local: now.side == Side::Out, classes: Classes::default() }
+        Self { key, interface, own, local: now.side == Side::Out, ping: false, classes: Classes::default() }
     }
 
     /// The number of the first service.
@@ -176,7 +178,13 @@ fn found(now: &Now, question: &mut Question<'_>) -> Option<u32> {
             interface = *class;
         }
     }
-    question.classes = Classes::of(&tables, policy, question.key, question.own, interface);
+    let (key, own) = (question.key, question.own);
+    question.classes = if question.ping {
+        let known = Classes { port: policy.pinged, interface, ..Classes::default() };
+        Classes::behind_port(&tables, policy, key, own, known)
+    } else {
+        Classes::of(&tables, policy, key, own, interface)
+    };
     question.classes.first_match(&tables)
 }
 

@@ -20,6 +20,7 @@ use crate::{
     kernel::{Frame, Socket, State, room_for_segment},
     limit,
     maps::{devices, flows, openings},
+    ping,
     policy::{self, Now, Question, Side},
     stats, trace, way,
 };
@@ -34,6 +35,9 @@ pub fn ingress(ctx: &TcContext, layer: Layer) -> i32 {
     let frame = Frame::new(ctx, layer);
     let verdict = decide::<false>(&frame, &now);
     stats::verdict(verdict);
+    if verdict == Verdict::AnswerPing {
+        return ping::answer(&frame);
+    }
     if verdict.steers() {
         ctx.set_mark(now.mark);
         if now.switched != 0 && frame.is_for_other_host() {
@@ -73,6 +77,9 @@ pub fn decide<const DRY: bool>(frame: &Frame<'_>, now: &Now) -> Verdict {
     };
     match parse(frame, frame.layer(), segment) {
         Ok(()) => {}
+        Err(NotASegment::Icmp) if ping::is_for_service::<DRY>(frame, segment, now) => {
+            return Verdict::AnswerPing;
+        }
         Err(NotASegment::Icmp) => return complaint(frame, segment, now),
         Err(reason) => return reason.verdict(),
     }

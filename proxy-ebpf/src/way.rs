@@ -91,6 +91,6 @@ fn address(frame: &Frame<'_>, way: &Way) -> Result<(), HelperFailed> {
     } else if frame.head::<12>(0) == Some(&way.ethernet) && frame.vlan() == way.vlan {
         return Ok(());
     }
-    frame.write_ethernet(0, &way.ethernet)?;
+    frame.write(0, &way.ethernet)?;
     if frame.vlan() == way.vlan { Ok(()) } else { frame.set_vlan(way.vlan) }
 }

@@ -19,7 +19,8 @@ fn namespace() -> Namespace {
 
 fn plan(interfaces: &[&str]) -> RoutePlan {
     let Numbers { mark, table, priority } = NUMBERS;
-    RoutePlan { mark, table, priority, interfaces: interfaces.iter().map(|&name| name.to_owned()).collect() }
+    let interfaces = interfaces.iter().map(|&name| name.to_owned()).collect();
+    RoutePlan { mark, table, priority, interfaces, output: false }
 }
 
 /// Runs async code in a namespace, as `sheer run` does: on one thread.

@@ -14,6 +14,17 @@ use super::{IPV4_LEN, IPV6_LEN, PROTO_TCP, Packet, Segment, walk::split_addresse
 /// Type, code, checksum and one word that depends on the type, in both versions of ICMP.
 const HEADER_LEN: u32 = 8;
 
+/// Whether an ICMP message is an echo request. `segment` is as [`super::parse`] left it with
+/// [`super::NotASegment::Icmp`].
+#[inline(always)]
+pub fn is_echo_request<P: Packet>(packet: &P, segment: &Segment) -> bool {
+    let kind = packet.copy::<2>(segment.tcp_offset);
+    match segment.key.family {
+        Family::V4 => kind == Some([8, 0]),
+        Family::V6 => kind == Some([128, 0]),
+    }
+}
+
 /// Puts the tuple of the connection that an ICMP error is about into the segment, as its packets come in: from
 /// the peer to us. `segment` is as [`super::parse`] left it with [`super::NotASegment::Icmp`].
 ///

@@ -26,6 +26,7 @@ mod error;
 pub mod explain;
 pub mod flows;
 pub mod object;
+pub mod pinged;
 pub mod pins;
 pub mod tables;
 pub mod view;

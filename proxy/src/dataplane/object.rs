@@ -83,6 +83,8 @@ pub mod map {
     pub const WAYS: &str = "ways";
     /// Listed interfaces.
     pub const DEVICES: &str = "devices";
+    /// Who is pinged.
+    pub const PINGED: &str = "pinged";
     /// Clients under a rate limit.
     pub const LIMITS: &str = "limits";
     /// Connections that clients have.
@@ -115,6 +117,7 @@ pub mod map {
         OPENINGS,
         WAYS,
         DEVICES,
+        PINGED,
         LIMITS,
         CONCURRENT,
         BLOCKED,

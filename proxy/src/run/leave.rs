@@ -92,9 +92,11 @@ impl Instance {
         for filter in &filters {
             outcome = outcome.and(clsact::remove(filter).await.map_err(RunError::from));
         }
-        self.following.abort();
-        // Cancelled: its end cannot fail otherwise.
-        let _ = self.following.await;
+        for task in [self.following, self.answering] {
+            task.abort();
+            // Cancelled: its end cannot fail otherwise.
+            let _ = task.await;
+        }
         if let Some(route) = Rc::into_inner(self.route) {
             outcome = outcome.and(route.remove().await.map_err(RunError::from));
         }
@@ -114,8 +116,10 @@ impl Instance {
         log::error!(
             "new connections are dropped until `sheer run` takes over or `sheer cleanup` removes the programs"
         );
-        self.following.abort();
-        let _ = self.following.await;
+        for task in [self.following, self.answering] {
+            task.abort();
+            let _ = task.await;
+        }
         self.attachments.leave();
         self.pinned.leave();
         if let Some(route) = Rc::into_inner(self.route) {

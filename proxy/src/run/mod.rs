@@ -2,6 +2,7 @@
 
 mod answer;
 mod leave;
+mod pings;
 pub(crate) mod predecessor;
 mod rules;
 mod shown;
@@ -129,6 +130,7 @@ struct Instance {
     attachments: Attachments,
     pinned: Published,
     following: JoinHandle<()>,
+    answering: JoinHandle<()>,
     route: Rc<RouteGuard>,
     proxy: Proxy,
     dataplane: Rc<RefCell<Dataplane>>,

@@ -17,7 +17,7 @@ use tokio::{
 use super::{
     Instance, RunError,
     answer::Answers,
-    predecessor, report,
+    pings, predecessor, report,
     rules::{First, Rules},
     shown::Shown,
     system,
@@ -161,6 +161,7 @@ impl Parts {
             Rc::clone(&route),
             Rc::clone(&rules),
         ));
+        let answering = spawn_local(pings::answer(Rc::clone(&rules), Rc::clone(&dataplane), self.state.mark));
         let drain_asked = Rc::new(Notify::new());
         let draining = Rc::new(Cell::new(false));
         let shown = Shown {
@@ -178,6 +179,7 @@ impl Parts {
             attachments: self.attachments,
             pinned: self.pinned,
             following,
+            answering,
             route,
             proxy: self.proxy,
             dataplane,

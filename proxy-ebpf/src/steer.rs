@@ -203,39 +203,73 @@ fn open<const DRY: bool>(frame: &Frame<'_>, key: &FlowKey, now: &Now) -> Verdict
 }
 
 /// A SYN for a service that the proxy stands behind.
-#[inline(never)]
+///
+/// In steps that are not inlined and do not call each other: the stack is small, and kernels before 6.6 round it up for
+/// every function of a chain.
+#[inline(always)]
 fn proxy<const DRY: bool>(frame: &Frame<'_>, key: &FlowKey, now: &Now, service: &Service) -> Verdict {
+    let waits = match ground::<DRY>(frame, key, now, service) {
+        Ground::Decided(verdict) => return verdict,
+        Ground::TimeWait => true,
+        Ground::Clear => false,
+    };
+    match limit::refusal::<DRY>(service, key) {
+        Some(refusal) => refusal,
+        None => hand_over::<DRY>(frame, key, now, service, waits),
+    }
+}
+
+/// What a SYN finds on its tuple.
+enum Ground {
+    /// Nothing: it is a new connection.
+    Clear,
+    /// A connection in TIME_WAIT.
+    TimeWait,
+    /// There is no more to find out.
+    Decided(Verdict),
+}
+
+#[inline(never)]
+fn ground<const DRY: bool>(frame: &Frame<'_>, key: &FlowKey, now: &Now, service: &Service) -> Ground {
     let ctx = frame.context();
-    let Some(listener) = policy::listener(now, key) else {
+    if policy::listener(now, key).is_none() {
         // While the proxy leaves, a SYN may be the repeated one of a handshake that it still finishes.
         let under_way =
             now.draining != 0 && Socket::of_tuple(ctx, key).is_some_and(|s| s.state() == State::Request);
         if under_way {
-            return Verdict::SteerSocket;
+            return Ground::Decided(Verdict::SteerSocket);
         }
         if !DRY {
             forget(key);
         }
-        return down(service);
-    };
+        return Ground::Decided(down(service));
+    }
     explain::listener::<DRY>(now, key);
     // A client that reuses a port may meet what the connection before left behind. The stack knows best how
     // to go on, and assigning the listener here would keep it from that: a SYN on TIME_WAIT would be lost.
     let met = Socket::of_tuple(ctx, key);
     explain::socket::<DRY>(now, met.as_ref());
-    let mut waits = false;
-    if let Some(socket) = met {
-        match socket.state() {
-            State::TimeWait => waits = true,
-            State::Request => return Verdict::SteerSocket,
-            State::Full if socket.mark() == Some(now.mark) => return Verdict::SteerSocket,
-            // A listener of somebody else's that is bound to every address does not own foreign ones.
-            State::Full | State::Listen => {}
-        }
+    let Some(socket) = met else {
+        return Ground::Clear;
+    };
+    match socket.state() {
+        State::TimeWait => Ground::TimeWait,
+        State::Request => Ground::Decided(Verdict::SteerSocket),
+        State::Full if socket.mark() == Some(now.mark) => Ground::Decided(Verdict::SteerSocket),
+        // A listener of somebody else's that is bound to every address does not own foreign ones.
+        State::Full | State::Listen => Ground::Clear,
     }
-    if let Some(refusal) = limit::refusal::<DRY>(service, key) {
-        return refusal;
-    }
+}
+
+/// Gives a new connection to its listener; `waits`: another one is in TIME_WAIT on its tuple.
+#[inline(never)]
+fn hand_over<const DRY: bool>(
+    frame: &Frame<'_>,
+    key: &FlowKey,
+    now: &Now,
+    service: &Service,
+    waits: bool,
+) -> Verdict {
     let leaves = now.side == Side::Out;
     if !DRY && (waits || leaves || now.switched != 0 || policy::by_interface()) {
         note_opening(frame, key, service);
@@ -247,9 +281,12 @@ fn proxy<const DRY: bool>(frame: &Frame<'_>, key: &FlowKey, now: &Now, service: 
         return Verdict::SteerTimeWait;
     }
     // Only a packet that comes in can be given a socket; for others the stack looks for the listener.
-    if !DRY && !leaves && listener.take_packet(ctx).is_err() {
-        stats::failure(HelperFailure::SkAssign);
-        return down(service);
+    if !DRY && !leaves {
+        let taken = policy::listener(now, key).map(|listener| listener.take_packet(frame.context()));
+        if !matches!(taken, Some(Ok(()))) {
+            stats::failure(HelperFailure::SkAssign);
+            return down(service);
+        }
     }
     Verdict::SteerNew
 }

@@ -60,7 +60,7 @@ fn of(frame: &Frame<'_>) -> Option<Way> {
 }
 
 /// Sends a packet of the proxy's by the way that its client came by, if that is known; the answer is for tc.
-#[inline(always)]
+#[inline(never)]
 pub fn answer(frame: &Frame<'_>) -> i32 {
     let Some(segment) = room_for_segment::<false>() else {
         return TC_ACT_UNSPEC;

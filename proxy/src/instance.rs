@@ -127,6 +127,15 @@ impl Places {
         serde_json::from_slice(&fs::read(self.file("state")).ok()?).ok()
     }
 
+    /// What the other instances have left written, running or dead.
+    #[must_use]
+    pub fn states_of_others(&self) -> Vec<State> {
+        let own = self.file("state");
+        let entries = fs::read_dir(RUNTIME_DIR).into_iter().flatten().flatten().map(|entry| entry.path());
+        let others = entries.filter(|path| path.extension().is_some_and(|e| e == "state") && *path != own);
+        others.filter_map(|path| serde_json::from_slice(&fs::read(path).ok()?).ok()).collect()
+    }
+
     /// Writes what a successor must know.
     ///
     /// # Errors

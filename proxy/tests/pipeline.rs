@@ -341,9 +341,9 @@ fn a_connection_that_no_service_takes_is_reset() {
     for _ in 0..2 {
         take_service_away(&bed, Existing::Keep);
     }
-    // The worker hears of it by and by.
+    // The worker hears of it by and by; until then it takes connections, which must not stay.
     wait_for(&bed, |stats| {
-        bed.client();
+        reset(bed.client());
         stats.closed(CloseReason::Loop) > 0
     });
     let client = bed.client();

@@ -149,6 +149,7 @@ fn service(random: &mut Rng, number: usize, size: usize, interfaces: &[String]) 
         clients: random.bool().then(|| prefixes(random)),
         interfaces: (random.u8(..5) == 0).then(|| vec![random.choice(interfaces).unwrap().clone()]),
         action,
+        intercept_local: random.bool(),
         ..Service::any(&format!("s{number}"))
     }
 }

@@ -1,11 +1,16 @@
 //! What a single value must be; the same for flags and for the file. Errors are half sentences for the user.
 
-use std::{net::Ipv4Addr, path::PathBuf, thread, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    thread,
+    time::Duration,
+};
 
 use sheer_common::abi::MAX_WORKERS;
 
 use super::{error::quoted, suggest};
-use crate::{record::AccessLog, socket::SourceMode};
+use crate::{record::AccessLog, socket::SourceMode, upstream::Destination};
 
 /// Connections at the same time, over all workers, unless the user says otherwise.
 pub const MAX_CONNECTIONS: usize = 100_000;
@@ -118,10 +123,51 @@ pub fn source(text: &str) -> Result<SourceMode, String> {
         format!("{} is no source; {meant}", quoted(text))
     })?;
     match mode {
-        SourceMode::Fixed(ip) if ip.is_unspecified() || ip.is_multicast() || ip == Ipv4Addr::BROADCAST => {
+        SourceMode::Fixed(ip) if is_nobodys(ip) => {
             Err(format!("no connection can come from {ip}; give the address of a host"))
         }
         mode => Ok(mode),
+    }
+}
+
+/// Where connections go on to.
+///
+/// # Errors
+/// What there is, or why nothing can go there.
+pub fn upstream(text: &str) -> Result<Destination, String> {
+    let to: Destination = text.parse().map_err(|()| {
+        let meant = if suggest::nearest(text, ["original"]).is_empty() {
+            "write \"original\", whom the client asked for, or an address, as in \"10.0.0.5\", \"127.0.0.1:8080\" or \
+             \"[2001:db8::5]:8080\"; names are not looked up, and there are no pools in this version"
+        } else {
+            "did you mean `original`?"
+        };
+        format!("{} is no upstream; {meant}", quoted(text))
+    })?;
+    let Some(ip) = to.ip() else { return Ok(to) };
+    if is_nobodys(ip) {
+        return Err(format!("no connection can go to {ip}; give the address of a server"));
+    }
+    if lacks_scope(to) {
+        return Err(format!("{ip} says nothing without its interface; give another address of the server"));
+    }
+    Ok(to)
+}
+
+/// Not the address of a single host.
+fn is_nobodys(ip: IpAddr) -> bool {
+    ip.is_unspecified() || ip.is_multicast() || ip == Ipv4Addr::BROADCAST
+}
+
+/// A link-local address of no known link (RFC 4007).
+fn lacks_scope(to: Destination) -> bool {
+    match to {
+        Destination::Host(IpAddr::V6(ip)) => ip.is_unicast_link_local(),
+        Destination::Fixed(to) => match to.socket_addr() {
+            SocketAddr::V6(v6) => v6.ip().is_unicast_link_local() && v6.scope_id() == 0,
+            SocketAddr::V4(_) => false,
+        },
+        Destination::Host(IpAddr::V4(_)) | Destination::Original => false,
     }
 }
 

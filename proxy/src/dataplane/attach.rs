@@ -8,7 +8,7 @@ use aya::programs::{
     tc::{SchedClassifierLink, TcAttachOptions},
 };
 
-use super::{Dataplane, DataplaneError, clsact::Filter, object::program, pins::Stage};
+use super::{Dataplane, DataplaneError, Pins, clsact::Filter, object::program, pins::Stage};
 use crate::{
     config::AttachMode,
     instance::ClsactState,
@@ -65,10 +65,19 @@ pub struct AttachPlan<'a> {
     pub filter_handle: u32,
     /// Filters that the process before had.
     pub filters_before: &'a [ClsactState],
+    /// Filters of other instances: a qdisc that one of them made goes with whoever leaves last.
+    pub filters_of_others: &'a [ClsactState],
+}
+
+impl AttachPlan<'_> {
+    fn concerns_output(&self) -> bool {
+        self.hooks.iter().any(|hook| hook.direction == Direction::Out)
+    }
 }
 
 /// What is attached; dropping it detaches what is not pinned.
 pub struct Attachments {
+    output: bool,
     _links: Vec<FdLink>,
     _lookup: FdLink,
     filters: Vec<Filter>,
@@ -91,20 +100,48 @@ impl Attachments {
     ) -> Result<Self, DataplaneError> {
         // The lookup first: from the first marked packet on, the stack may ask it.
         let lookup = attach_lookup(dataplane, stage)?;
-        let mut made = Self { _links: Vec::new(), _lookup: lookup, filters: Vec::new() };
+        let mut made = Self { output: false, _links: Vec::new(), _lookup: lookup, filters: Vec::new() };
+        let links = stage.links();
         let left = |hook: &&Hook<'_>| plan.mode != AttachMode::Clsact && stage.left_link(hook).exists();
         let (take_over, anew): (Vec<&Hook<'_>>, Vec<&Hook<'_>>) = plan.hooks.iter().partition(left);
         for hook in anew {
-            made.attach(dataplane, hook, plan, stage, filters)?;
+            made.attach(dataplane, hook, plan, &links, filters)?;
         }
         for hook in take_over {
             let program = classifier(dataplane, hook)?;
             match exchange(program, hook, &stage.left_link(hook)) {
-                Some(taken) => made._links.push(pin(taken, &stage.link(hook))?),
-                None => made.attach(dataplane, hook, plan, stage, filters)?,
+                Some(taken) => made._links.push(pin(taken, &links.join(hook.pin_name()))?),
+                None => made.attach(dataplane, hook, plan, &links, filters)?,
             }
         }
+        made.output = plan.concerns_output();
         Ok(made)
+    }
+
+    /// Attaches at more hooks, and pins their links among the published ones.
+    ///
+    /// # Errors
+    /// When the kernel refuses; what was attached until then stays.
+    pub fn add(
+        &mut self,
+        dataplane: &mut Dataplane,
+        plan: &AttachPlan<'_>,
+        pins: &Pins,
+        filters: &mut Vec<ClsactState>,
+    ) -> Result<(), DataplaneError> {
+        load_programs(dataplane, &plan.hooks)?;
+        pins.pin_programs(dataplane)?;
+        for hook in &plan.hooks {
+            self.attach(dataplane, hook, plan, &pins.links(), filters)?;
+        }
+        self.output |= plan.concerns_output();
+        Ok(())
+    }
+
+    /// Whether outgoing packets are looked at.
+    #[must_use]
+    pub fn concern_output(&self) -> bool {
+        self.output
     }
 
     fn attach(
@@ -112,12 +149,12 @@ impl Attachments {
         dataplane: &mut Dataplane,
         hook: &Hook<'_>,
         plan: &AttachPlan<'_>,
-        stage: &Stage,
+        links: &Path,
         filters: &mut Vec<ClsactState>,
     ) -> Result<(), DataplaneError> {
         let program = classifier(dataplane, hook)?;
         match tcx(program, hook, plan.mode)? {
-            Some(made) => self._links.push(pin(made, &stage.link(hook))?),
+            Some(made) => self._links.push(pin(made, &links.join(hook.pin_name()))?),
             None => self.filters.push(Filter::attach(program, hook, plan, filters)?),
         }
         Ok(())

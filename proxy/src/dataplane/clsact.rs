@@ -35,8 +35,8 @@ impl Filter {
         // Fails where the qdisc is already there; attaching shows whether it is the right one.
         let link = hook.link;
         let added_qdisc = qdisc_add_clsact(&link.name).is_ok();
-        let made_before =
-            plan.filters_before.iter().chain(&*made).any(|b| b.made_qdisc && b.interface == link.name);
+        let mut known = plan.filters_before.iter().chain(plan.filters_of_others).chain(&*made);
+        let made_before = known.any(|filter| filter.made_qdisc && filter.interface == link.name);
         let handle = plan.filter_handle;
         let state = ClsactState {
             interface: link.name.clone(),

@@ -9,7 +9,7 @@ use std::{
 use aya::maps::Map;
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with, statfs};
 
-use super::{DataplaneError, Hook, PolicyMaps, object::map, object::program};
+use super::{Dataplane, DataplaneError, Hook, PolicyMaps, object::map, object::program};
 use crate::instance::InstanceName;
 
 const BPFFS: &str = "/sys/fs/bpf";
@@ -42,6 +42,12 @@ impl Pins {
     #[must_use]
     pub fn map(&self, name: &str) -> PathBuf {
         self.root.join("maps").join(name)
+    }
+
+    /// Where published links are.
+    #[must_use]
+    pub fn links(&self) -> PathBuf {
+        self.root.join("links")
     }
 
     /// Mounts bpffs where it is not mounted, and makes an empty stage for the pins of a start.
@@ -78,6 +84,14 @@ impl Pins {
         Ok(())
     }
 
+    /// Pins the programs that have been loaded since the start.
+    ///
+    /// # Errors
+    /// When the kernel refuses a pin.
+    pub fn pin_programs(&self, dataplane: &mut Dataplane) -> Result<(), DataplaneError> {
+        pin_programs(dataplane, &self.root)
+    }
+
     /// Removes everything; the kernel detaches the links with their last pin, if nobody holds them open.
     ///
     /// # Errors
@@ -101,40 +115,31 @@ impl Stage {
     /// The link that a process before may have left at a hook.
     #[must_use]
     pub fn left_link(&self, hook: &Hook<'_>) -> PathBuf {
-        self.pins.root.join("links").join(hook.pin_name())
+        self.pins.links().join(hook.pin_name())
     }
 
-    /// Where this start pins the link of a hook.
+    /// Where this start pins links.
     #[must_use]
-    pub fn link(&self, hook: &Hook<'_>) -> PathBuf {
-        self.pins.stage.join("links").join(hook.pin_name())
+    pub fn links(&self) -> PathBuf {
+        self.pins.stage.join("links")
     }
 
     /// Where this start pins the link of the socket lookup.
     #[must_use]
     pub fn lookup_link(&self) -> PathBuf {
-        self.pins.stage.join("links").join("lookup")
+        self.links().join("lookup")
     }
 
     /// Pins the maps, and the programs that have been loaded.
     ///
     /// # Errors
     /// When the kernel refuses a pin.
-    pub fn pin(&self, dataplane: &mut super::Dataplane) -> Result<(), DataplaneError> {
-        let ebpf = &mut dataplane.ebpf;
+    pub fn pin(&self, dataplane: &mut Dataplane) -> Result<(), DataplaneError> {
         for &name in map::PINNED {
-            let map = ebpf.map(name).ok_or(DataplaneError::Missing { what: "map", name })?;
+            let map = dataplane.ebpf.map(name).ok_or(DataplaneError::Missing { what: "map", name })?;
             pin_map(map, &self.pins.stage.join("maps").join(name))?;
         }
-        for name in program::ATTACHED {
-            let program = ebpf.program_mut(name).ok_or(DataplaneError::Missing { what: "program", name })?;
-            if program.fd().is_err() {
-                continue;
-            }
-            let path = self.pins.stage.join("progs").join(name);
-            program.pin(&path).map_err(|e| failed("pinning", &path)(io::Error::other(e)))?;
-        }
-        Ok(())
+        pin_programs(dataplane, &self.pins.stage)
     }
 
     /// Pins the tables of the policy in force.
@@ -210,6 +215,18 @@ impl Drop for Published {
             log::error!("{e}");
         }
     }
+}
+
+fn pin_programs(dataplane: &mut Dataplane, root: &Path) -> Result<(), DataplaneError> {
+    for name in program::ATTACHED {
+        let found = dataplane.ebpf.program_mut(name);
+        let program = found.ok_or(DataplaneError::Missing { what: "program", name })?;
+        let path = root.join("progs").join(name);
+        if program.fd().is_ok() && !path.exists() {
+            program.pin(&path).map_err(|e| failed("pinning", &path)(io::Error::other(e)))?;
+        }
+    }
+    Ok(())
 }
 
 fn pin_map(map: &Map, path: &Path) -> Result<(), DataplaneError> {

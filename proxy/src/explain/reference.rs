@@ -276,6 +276,7 @@ mod tests {
                     .perhaps(|dice| dice.one(&["80", "80-82,443", "1-79", "81-65535"]).parse().unwrap()),
                 clients: self.perhaps(Self::prefixes),
                 interfaces: self.perhaps(|dice| vec![dice.one(&["eth0", "eth1"]).to_owned()]),
+                intercept_local: self.below(2) == 0,
                 ..service("any")
             }
         }
@@ -304,7 +305,11 @@ mod tests {
                     Packet { protocol: dice.one(&[Protocol::Tcp, Protocol::Udp]), from, to, interface };
                 let ((family, src), (_, dst)) = (address(from), address(to.ip()));
                 let key = FlowKey::tcp(family, src, 40000, dst, to.port()).of(packet.protocol.into());
-                let class = tables.interfaces.get(at).copied().unwrap_or(tables.header.any_interface);
+                let class = match tables.interfaces.get(at) {
+                    _ if own.contains(&from) => tables.header.local,
+                    Some(class) => *class,
+                    None => tables.header.any_interface,
+                };
                 let by_tables = tables.first_match(&key, own.contains(&to.ip()), class);
                 assert_eq!(
                     first_match(&config.services, &own, &packet),

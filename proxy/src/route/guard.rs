@@ -1,5 +1,6 @@
 //! Makes the policy route, keeps it, and takes it away again.
 
+use std::cell::Cell;
 use std::fs;
 use std::thread;
 
@@ -31,6 +32,8 @@ pub struct RoutePlan {
 #[must_use = "dropping the guard removes the policy route"]
 pub struct RouteGuard {
     plan: RoutePlan,
+    /// See [`RoutePlan::output`]; it may come true later.
+    output: Cell<bool>,
     families: Vec<Family>,
     armed: bool,
 }
@@ -55,7 +58,8 @@ impl RouteGuard {
         for &family in &families {
             check_table(&netlink, family, plan.table, loopback).await?;
         }
-        let guard = Self { plan, families, armed: true };
+        let output = Cell::new(plan.output);
+        let guard = Self { plan, output, families, armed: true };
         guard.apply(&netlink, &links, loopback).await?;
         Ok(guard)
     }
@@ -68,6 +72,15 @@ impl RouteGuard {
         let netlink = Netlink::open()?;
         let links = links::list(&netlink).await?;
         self.apply(&netlink, &links, loopback(&links)?).await
+    }
+
+    /// Adds the rules for what the dataplane turns back on its way out.
+    ///
+    /// # Errors
+    /// As [`RouteGuard::refresh`].
+    pub async fn concern_output(&self) -> Result<(), RouteError> {
+        self.output.set(true);
+        self.refresh().await
     }
 
     /// The address families that were set up: IPv4, and IPv6 unless it is switched off.
@@ -98,15 +111,15 @@ impl RouteGuard {
 
     /// The routes come first: a rule that leads to an empty table would let the packet go on to the next rule.
     async fn apply(&self, netlink: &Netlink, links: &[Link], loopback: u32) -> Result<(), RouteError> {
-        let plan = &self.plan;
+        let (plan, output) = (&self.plan, self.output.get());
         let names = links::routed_as(links, &plan.interfaces);
         for &family in &self.families {
             table::add(netlink, family, plan.table, loopback).await?;
             let wanted: Vec<Rule> = names
                 .iter()
                 .map(|name| Rule::ours(family, plan.priority, plan.mark, name, plan.table))
-                .chain(plan.output.then(|| Rule::turned_back(family, plan.priority, plan.mark, plan.table)))
-                .chain(plan.output.then(|| Rule::from_loopback(family, plan.priority, plan.table)))
+                .chain(output.then(|| Rule::turned_back(family, plan.priority, plan.mark, plan.table)))
+                .chain(output.then(|| Rule::from_loopback(family, plan.priority, plan.table)))
                 .collect();
             let present = rules::list(netlink, family).await?;
             let change = rules::difference(&present, &wanted, plan.mark, plan.table);

@@ -86,7 +86,7 @@ impl Instance {
     /// # Errors
     /// The first thing that could not be removed; the rest is removed nevertheless.
     pub(super) async fn stop(self) -> Result<(), RunError> {
-        let filters = self.attachments.clsact();
+        let filters = self.attachments.borrow().clsact();
         drop(self.attachments);
         let mut outcome = self.pinned.remove().map_err(RunError::from);
         for filter in &filters {
@@ -120,7 +120,9 @@ impl Instance {
             task.abort();
             let _ = task.await;
         }
-        self.attachments.leave();
+        if let Some(attachments) = Rc::into_inner(self.attachments) {
+            attachments.into_inner().leave();
+        }
         self.pinned.leave();
         if let Some(route) = Rc::into_inner(self.route) {
             route.leave();

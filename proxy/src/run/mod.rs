@@ -2,6 +2,7 @@
 
 mod answer;
 mod leave;
+mod output;
 mod pings;
 pub(crate) mod predecessor;
 mod rules;
@@ -127,7 +128,7 @@ impl Signals {
 /// A running instance. The order of the fields is the order of leaving where a panic does it: packets stop coming
 /// before the route goes, the route before the listeners.
 struct Instance {
-    attachments: Attachments,
+    attachments: Rc<RefCell<Attachments>>,
     pinned: Published,
     following: JoinHandle<()>,
     answering: JoinHandle<()>,

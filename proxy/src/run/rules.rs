@@ -13,7 +13,7 @@ use tokio::{
     task::{spawn_blocking, spawn_local},
 };
 
-use super::RunError;
+use super::{RunError, output::Output};
 use crate::{
     admin::Reloaded,
     config::{Config, Existing, Mistakes},
@@ -77,6 +77,7 @@ pub(super) struct Rules {
     ids: RefCell<ServiceIds>,
     policies: watch::Sender<Arc<Policies>>,
     pins: Pins,
+    output: Output,
     busy: Cell<bool>,
 }
 
@@ -86,9 +87,10 @@ impl Rules {
         first: First,
         policies: watch::Sender<Arc<Policies>>,
         pins: Pins,
+        output: Output,
     ) -> Self {
         let (config, ids) = (RefCell::new(config), RefCell::new(first.ids));
-        Self { config, ids, policies, pins, busy: Cell::new(false) }
+        Self { config, ids, policies, pins, output, busy: Cell::new(false) }
     }
 
     pub(super) fn config(&self) -> Rc<Config> {
@@ -166,6 +168,7 @@ impl Rules {
             Ok::<_, ReloadError>((config, policy, maps))
         })
         .await??;
+        self.output.prepare(&config, dataplane).await?;
         self.bring_into_force(
             &policy,
             &maps,
@@ -231,10 +234,6 @@ async fn interface_numbers(config: &Config) -> Result<Vec<u32>, RouteError> {
 fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     let differ = [
         ("dataplane.interfaces", old.interfaces != new.interfaces),
-        (
-            "whether outgoing packets are looked at (reply, intercept_local, upstream, single addresses)",
-            new.concerns_output() && !old.concerns_output(),
-        ),
         ("dataplane.attach", old.attach != new.attach),
         ("dataplane.mark", old.mark != new.mark),
         ("dataplane.table", old.table != new.table),

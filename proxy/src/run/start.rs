@@ -17,6 +17,7 @@ use tokio::{
 use super::{
     Instance, RunError,
     answer::Answers,
+    output::Output,
     pings, predecessor, report,
     rules::{First, Rules},
     shown::Shown,
@@ -30,7 +31,7 @@ use crate::{
     instance::{ClsactState, Places, State},
     limit,
     proxy::Proxy,
-    route::{self, AddressSet, Link, Numbers, RouteGuard, RoutePlan},
+    route::{self, AddressSet, Link, Numbers, RouteError, RouteGuard, RoutePlan},
     service::Policies,
     socket::{self, SourceMode},
 };
@@ -121,12 +122,15 @@ async fn make(
     let proxy = Proxy::start(for_proxy, follow, listeners, tables, dataplane.client_table()?)?;
     let control = admin::bind(&places.socket()).map_err(system("making the control socket"))?;
     let route = RouteGuard::install(route_plan(&config, numbers)).await?;
+    let filters_of_others: Vec<_> =
+        places.states_of_others().into_iter().flat_map(|other| other.clsact).collect();
     let plan = AttachPlan {
         hooks,
         mode: config.attach,
         // Under clsact an instance is told by its table, as in the route rules.
         filter_handle: numbers.table,
         filters_before: &state.clsact,
+        filters_of_others: &filters_of_others,
     };
     let attachments = Attachments::make(&mut dataplane, &plan, &stage, filters)?;
     let pinned = stage.publish()?;
@@ -154,7 +158,10 @@ impl Parts {
         let route = Rc::new(self.route);
         let interfaces = self.config.interfaces.clone();
         let pins = Pins::of(&self.config.instance);
-        let rules = Rc::new(Rules::new(self.config, self.first, self.policies, pins));
+        let attached = interfaces.iter().map(|i| self.attachments.kind(i)).collect();
+        let attachments = Rc::new(RefCell::new(self.attachments));
+        let output = Output::new(&attachments, &route, places.clone(), pins.clone());
+        let rules = Rc::new(Rules::new(self.config, self.first, self.policies, pins, output));
         let following = spawn_local(follow_addresses(
             self.addresses,
             Rc::clone(&dataplane),
@@ -171,12 +178,12 @@ impl Parts {
             max_connections: self.proxy.max_connections(),
             draining: Rc::clone(&draining),
             started: Instant::now(),
-            attached: interfaces.iter().map(|i| self.attachments.kind(i)).collect(),
+            attached,
         };
         let answers = Rc::new(Answers { shown, drain_asked: Rc::clone(&drain_asked) });
         admin::serve(self.control, answers.handler());
         Instance {
-            attachments: self.attachments,
+            attachments,
             pinned: self.pinned,
             following,
             answering,
@@ -207,10 +214,10 @@ async fn undo(places: &Places, before: Option<&State>, filters: &[ClsactState]) 
     }
 }
 
-async fn listed_links(config: &Config) -> Result<Vec<Link>, RunError> {
+pub(super) async fn listed_links(config: &Config) -> Result<Vec<Link>, RouteError> {
     let all = route::links().await?;
     let listed = config.interfaces.iter().map(|name| route::find_link(&all, name).cloned());
-    Ok(listed.collect::<Result<_, _>>()?)
+    listed.collect()
 }
 
 fn questions(config: &Config, numbers: Numbers) -> doctor::Options {

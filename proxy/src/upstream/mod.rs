@@ -25,12 +25,23 @@ pub enum Destination {
 }
 
 impl Destination {
+    /// Whom a connection goes on to that asked for `original`.
     #[must_use]
     pub fn of(self, original: OriginalDst) -> UpstreamAddr {
         match self {
             Self::Original => UpstreamAddr::new(original.socket_addr()),
             Self::Host(ip) => UpstreamAddr::new(SocketAddr::new(ip, original.port())),
             Self::Fixed(upstream) => upstream,
+        }
+    }
+
+    /// The one host that all connections go to, if it is one.
+    #[must_use]
+    pub fn ip(self) -> Option<IpAddr> {
+        match self {
+            Self::Original => None,
+            Self::Host(ip) => Some(ip),
+            Self::Fixed(upstream) => Some(upstream.ip()),
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::{
         raw::{Field, Item},
         suggest, values,
     },
+    socket::SourceMode,
     upstream::Destination,
 };
 
@@ -37,7 +38,7 @@ pub(super) fn service(
         None => Some(Action::Proxy),
     };
     let source = check.value(raw.source.as_ref(), values::source);
-    let upstream = check.value(raw.upstream.as_ref(), upstream);
+    let upstream = check.value(raw.upstream.as_ref(), values::upstream);
     let reply = check.choice(raw.reply.as_ref(), &REPLY);
     let same_subnet = check.choice(raw.same_subnet.as_ref(), &SAME_SUBNET);
     let own_when_down = check.choice(raw.when_down.as_ref(), &WHEN_DOWN);
@@ -45,8 +46,9 @@ pub(super) fn service(
     if let Some(action) = action {
         without_proxy(raw, action, check);
         udp(raw, protocol.unwrap_or_default(), action, check);
+        proxied(raw, action, source, upstream, check);
     }
-    families::check(raw, destinations.as_ref(), clients.as_ref(), source, check);
+    families::check(raw, destinations.as_ref(), clients.as_ref(), source, upstream, check);
     Service {
         name: raw.name.as_ref().map(|name| name.value.to_owned()).unwrap_or_default(),
         protocol: protocol.unwrap_or_default(),
@@ -64,16 +66,6 @@ pub(super) fn service(
         answer_ping: raw.answer_ping.as_ref().is_some_and(|field| field.value),
         limit,
     }
-}
-
-fn upstream(text: &str) -> Result<Destination, String> {
-    text.parse().map_err(|()| {
-        format!(
-            "{} is neither \"original\", whom the client asked for, nor an address; write for example \"10.0.0.5\", \
-             \"127.0.0.1:8080\" or \"[2001:db8::5]:8080\"; pools do not exist in this version",
-            quoted(text)
-        )
-    })
 }
 
 fn listed_ports(field: Option<&Field<Vec<Item<Cow<'_, str>>>>>, check: &mut Check<'_>) -> Option<Ports> {
@@ -130,6 +122,32 @@ fn without_proxy(raw: &raw::Service<'_>, action: Action, check: &mut Check<'_>) 
         (Some(limit), Action::Drop) => useless(Some(&limit.spot), "limit"),
         (Some(limit), _) => useless(limit.concurrent.as_ref().map(|f| &f.spot), "limit.concurrent"),
         (None, _) => {}
+    }
+}
+
+/// Keys of proxied connections that do not go together.
+fn proxied(
+    raw: &raw::Service<'_>,
+    action: Action,
+    source: Option<SourceMode>,
+    upstream: Option<Destination>,
+    check: &mut Check<'_>,
+) {
+    if action != Action::Proxy {
+        return;
+    }
+    if let (Some(field), Some(SourceMode::Proxy)) = (&raw.same_subnet, source) {
+        let what = "`same_subnet` has no meaning beside source = \"proxy\": servers answer this host, wherever the client \
+                    is; leave it out";
+        check.found.add(&field.spot, what);
+    }
+    let known = raw.port.is_some() || matches!(upstream, Some(Destination::Fixed(_)));
+    // An upstream that is wrong may have a port.
+    let known = known || (raw.upstream.is_some() && upstream.is_none());
+    if let Some(field) = raw.answer_ping.as_ref().filter(|field| field.value && !known) {
+        let what = "pings are answered while the server answers at a port, and none is named; add for example port = 443, \
+                    or a port to upstream";
+        check.found.add(&field.spot, what);
     }
 }
 

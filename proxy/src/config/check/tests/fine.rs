@@ -4,9 +4,10 @@ use std::{net::IpAddr, num::NonZeroU32, time::Duration};
 
 use super::*;
 use crate::{
-    config::{Action, AttachMode, Existing, Limit, PerClient, Protocol, Timeouts, values},
+    config::{Action, AttachMode, Existing, Limit, PerClient, Protocol, Reply, SameSubnet, Timeouts, values},
     record::{AccessLog, RecordFormat},
-    socket::SourceMode,
+    socket::{SourceMode, UpstreamAddr},
+    upstream::Destination,
 };
 
 /// Every key once.
@@ -40,6 +41,10 @@ action = "proxy"
 source = "client-port"
 upstream = "original"
 when_down = "open"
+reply = "same-way"
+same_subnet = "redirect"
+intercept_local = true
+answer_ping = true
 limit = { new_per_second = 100, burst = 200, concurrent = 50, block = "10m", per = ["/64", "/24"] }
 
 [[service]]
@@ -52,6 +57,8 @@ action = "drop"
 name = "rest"
 client = "172.16.0.0/12"
 source = "192.0.2.9"
+upstream = "[::ffff:10.0.0.5]:8080"
+same_subnet = "proxy"
 
 [service.limit]
 new_per_second = 7
@@ -60,6 +67,10 @@ per = "/48"
 [[service]]
 name = "last"
 port = "25"
+upstream = "2001:db8::5"
+reply = "route"
+same_subnet = "refuse"
+intercept_local = false
 [service.limit]
 concurrent = 1
 "#;
@@ -92,6 +103,8 @@ fn every_key_means_something() {
     assert_eq!(web.clients.as_ref().unwrap().len(), 1);
     assert_eq!(web.interfaces.as_deref().unwrap(), ["eth0"]);
     assert_eq!((web.source, web.when_down), (SourceMode::ClientPort, WhenDown::Open));
+    assert_eq!((web.upstream, web.reply), (Destination::Original, Reply::SameWay));
+    assert_eq!((web.same_subnet, web.intercept_local, web.answer_ping), (SameSubnet::Redirect, true, true));
     let limit = Limit {
         new_per_second: NonZeroU32::new(100),
         burst: NonZeroU32::new(200).unwrap(),
@@ -104,8 +117,13 @@ fn every_key_means_something() {
     assert_eq!((dns.protocol, dns.action, dns.when_down), (Protocol::Udp, Action::Drop, WhenDown::Closed));
     let fixed: IpAddr = "192.0.2.9".parse().unwrap();
     assert_eq!((rest.source, &rest.destinations, &rest.ports), (SourceMode::Fixed(fixed), &None, &None));
+    let to = UpstreamAddr::new("10.0.0.5:8080".parse().unwrap());
+    assert_eq!((rest.upstream, rest.same_subnet), (Destination::Fixed(to), SameSubnet::Proxy));
     let limit = rest.limit.unwrap();
     assert_eq!((limit.burst.get(), limit.per), (7, PerClient { v4: 32, v6: 48 }));
+    assert_eq!(last.upstream, Destination::Host("2001:db8::5".parse().unwrap()));
+    assert_eq!((last.reply, last.same_subnet), (Reply::Route, SameSubnet::Refuse));
+    assert!(!last.intercept_local && !last.answer_ping);
     let limit = last.limit.unwrap();
     assert_eq!((limit.new_per_second, limit.burst.get(), limit.concurrent), (None, 1, NonZeroU32::new(1)));
 }
@@ -123,6 +141,8 @@ fn what_is_left_out_has_its_default() {
     assert!(all.interfaces.is_none() && all.limit.is_none());
     assert_eq!((all.protocol, all.action), (Protocol::Tcp, Action::Proxy));
     assert_eq!((all.source, all.when_down), (SourceMode::Client, WhenDown::Open));
+    assert_eq!((all.upstream, all.reply), (Destination::Original, Reply::Route));
+    assert_eq!((all.same_subnet, all.intercept_local, all.answer_ping), (SameSubnet::Refuse, false, false));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::io;
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -104,6 +105,7 @@ impl Proxy {
             config,
             gate: Arc::clone(&proxy.gate),
             clients: Clients::new(clients),
+            listeners: addresses(&listeners),
             pipes: budget.pipes,
         };
         for (index, (listeners, table)) in listeners.into_iter().zip(tables).enumerate() {
@@ -211,6 +213,11 @@ impl Proxy {
         self.running = self.running.saturating_sub(1);
         exit.result.map_err(|cause| WorkerFailure { worker: exit.worker, cause })
     }
+}
+
+fn addresses(listeners: &[Listeners]) -> Arc<[SocketAddr]> {
+    let all = listeners.iter().flat_map(|pair| [Some(&pair.v4), pair.v6.as_ref()]).flatten();
+    all.filter_map(|listener| listener.local_addr().ok()).collect()
 }
 
 fn budget(config: &ProxyConfig, workers: usize) -> Budget {

@@ -85,13 +85,15 @@ reasons! {
     SourceExhausted = "source_exhausted" by Proxy,
     /// The kernel did not let the proxy speak from the source asked for.
     SourceUnusable = "source_unusable" by Proxy,
+    /// Client and server are neighbours: the server's answer would not come this way.
+    SameSubnet = "same_subnet" by Proxy,
     /// No bytes either way for the idle timeout.
     IdleTimeout = "idle_timeout" by Proxy,
     /// One direction had ended, and the other gave no bytes for the half-close timeout.
     HalfCloseTimeout = "half_close_timeout" by Proxy,
     /// Cut off by a forced drain.
     Drained = "drained" by Proxy,
-    /// The connection was addressed to the proxy's own listener.
+    /// The connection was addressed to the proxy's own listener, or would go on to it.
     Loop = "loop" by Proxy,
     /// The client has as many connections as the service's limit allows.
     ClientLimit = "client_limit" by Client,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::flow::Opening;
 use crate::policy::{By, Policy, Service};
-use crate::route::AddressSet;
+use crate::route::{AddressSet, OnLink};
 use crate::socket::{ClientAddr, OriginalDst};
 use crate::stats::{ServiceStats, WorkerStats};
 
@@ -21,15 +21,17 @@ pub struct Policies {
     pub interfaces: Arc<[u32]>,
     /// This host's own addresses.
     pub own: Arc<AddressSet>,
+    /// Whose neighbours hosts are.
+    pub on_link: Arc<OnLink>,
     /// Rises with each reload that shall reset connections which the policy in force does not give to the proxy.
     pub reviews: u64,
 }
 
 impl Policies {
-    /// A first policy.
+    /// A first policy; no neighbours are known.
     #[must_use]
     pub fn new(current: Arc<Policy>, interfaces: Arc<[u32]>, own: Arc<AddressSet>) -> Self {
-        Self { current, previous: None, interfaces, own, reviews: 0 }
+        Self { current, previous: None, interfaces, own, on_link: Arc::default(), reviews: 0 }
     }
 }
 
@@ -98,6 +100,16 @@ impl Services {
             }
         };
         current.proxied(client, original, by, own).is_some()
+    }
+
+    /// This host's own addresses.
+    pub(crate) fn own(&self) -> &AddressSet {
+        &self.policies.own
+    }
+
+    /// Whose neighbours hosts are, roughly.
+    pub(crate) fn on_link(&self) -> &OnLink {
+        &self.policies.on_link
     }
 
     pub(crate) fn reviews(&self) -> u64 {

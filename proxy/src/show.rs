@@ -75,6 +75,8 @@ pub fn status(s: &Value) -> String {
     );
     table(&mut out, "ended", &c["closed"]);
     let trouble = TROUBLE.iter().map(|&name| (name.to_owned(), c[name].clone())).collect();
+    table(&mut out, "sources", &c["source_steps"]);
+    table(&mut out, "same subnet", &c["same_subnet"]);
     table(&mut out, "trouble", &Value::Object(trouble));
     table(&mut out, "packets", &s["verdicts"]);
     table(&mut out, "refused", &s["failures"]);

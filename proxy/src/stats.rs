@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
+use crate::config::SameSubnet;
 use crate::reason::CloseReason;
+use crate::socket::SourceStep;
 
 /// Written by one thread only, so that adding needs no locked instruction.
 #[derive(Debug, Default)]
@@ -36,6 +38,10 @@ pub struct WorkerStats {
     pub spliced: Counter,
     /// `client-port` connections that could not have the client's port.
     pub source_port_changed: Counter,
+    /// What the sources of connections came to.
+    pub source_steps: [Counter; SourceStep::ALL.len()],
+    /// Connections whose client and server are neighbours, by what was done with them.
+    pub same_subnet: [Counter; SameSubnet::ALL.len()],
     /// Times that accepting stopped at the limit of connections or of descriptors.
     pub accept_paused: Counter,
     /// accept() calls that failed for another reason.
@@ -111,6 +117,10 @@ pub struct StatsSnapshot {
     pub bytes_down: u64,
     pub spliced: u64,
     pub source_port_changed: u64,
+    /// By the step's label.
+    pub source_steps: BTreeMap<&'static str, u64>,
+    /// By what was done.
+    pub same_subnet: BTreeMap<&'static str, u64>,
     pub accept_paused: u64,
     pub accept_failed: u64,
     pub flow_table_failed: u64,
@@ -157,10 +167,11 @@ impl Stats {
     #[must_use]
     pub fn snapshot(&self) -> StatsSnapshot {
         let sum = |counter: fn(&WorkerStats) -> u64| self.0.iter().map(|worker| counter(worker)).sum();
-        let closed = |reason: &CloseReason| {
-            let count = self.0.iter().map(|worker| worker.closed[*reason as usize].get()).sum();
-            (reason.label(), count)
-        };
+        let sum_of =
+            |counter: &dyn Fn(&WorkerStats) -> &Counter| self.0.iter().map(|w| counter(w).get()).sum();
+        let closed = |reason: &CloseReason| (reason.label(), sum_of(&|w| &w.closed[*reason as usize]));
+        let step = |step: &SourceStep| (step.label(), sum_of(&|w| &w.source_steps[*step as usize]));
+        let met = |done: &SameSubnet| (done.label(), sum_of(&|w| &w.same_subnet[*done as usize]));
         StatsSnapshot {
             workers: self.0.len(),
             accepted: sum(|worker| worker.accepted.get()),
@@ -170,6 +181,8 @@ impl Stats {
             bytes_down: sum(|worker| worker.bytes_down.get()),
             spliced: sum(|worker| worker.spliced.get()),
             source_port_changed: sum(|worker| worker.source_port_changed.get()),
+            source_steps: SourceStep::ALL.iter().map(step).collect(),
+            same_subnet: SameSubnet::ALL.iter().map(met).collect(),
             accept_paused: sum(|worker| worker.accept_paused.get()),
             accept_failed: sum(|worker| worker.accept_failed.get()),
             flow_table_failed: sum(|worker| worker.flow_table_failed.get()),

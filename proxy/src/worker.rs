@@ -2,8 +2,9 @@
 //!
 //! Nothing here is locked: a worker is one thread, and all its connections live and die on it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::io;
+use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,8 +22,9 @@ use crate::limit::Gate;
 use crate::reason::{Blame, CloseReason};
 use crate::record::RecordSink;
 use crate::relay::{Bench, PipePool};
+use crate::route::Neighbours;
 use crate::service::{Policies, Served, Services};
-use crate::socket::{ClientAddr, OriginalDst, SourceError};
+use crate::socket::{ClientAddr, OriginalDst, SourceError, UpstreamAddr, UsedUp};
 use crate::stats::WorkerStats;
 
 /// At most one warning of a kind per worker in this time.
@@ -46,6 +48,10 @@ pub(crate) struct Worker {
     pub(crate) deadlines: RefCell<Deadlines>,
     pub(crate) sink: RefCell<RecordSink>,
     pub(crate) clients: Arc<Clients>,
+    /// Of all workers.
+    pub(crate) listeners: Arc<[SocketAddr]>,
+    pub(crate) used_up: RefCell<UsedUp>,
+    pub(crate) neighbours: RefCell<Neighbours>,
     services: RefCell<Services>,
     stage: Cell<DrainStage>,
     /// Accept loops and sessions that have not ended.
@@ -63,6 +69,8 @@ pub(crate) struct Shared {
     pub(crate) config: Arc<ProxyConfig>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) clients: Arc<Clients>,
+    /// Addresses of the listeners of all of them.
+    pub(crate) listeners: Arc<[SocketAddr]>,
     /// Of each.
     pub(crate) pipes: usize,
 }
@@ -77,6 +85,7 @@ pub(crate) struct Own {
 struct Warnings {
     flow_table: Throttle,
     start: Throttle,
+    neighbours: Throttle,
 }
 
 impl Worker {
@@ -86,7 +95,7 @@ impl Worker {
         own: Own,
         services: Services,
     ) -> Self {
-        let Shared { config, gate, clients, pipes } = shared;
+        let Shared { config, gate, clients, listeners, pipes } = shared;
         let Own { stats, table, sink } = own;
         let timeouts = config.timeouts;
         Self {
@@ -103,6 +112,9 @@ impl Worker {
             deadlines: RefCell::default(),
             sink: RefCell::new(sink),
             clients,
+            listeners,
+            used_up: RefCell::default(),
+            neighbours: RefCell::default(),
             services: RefCell::new(services),
             stage: Cell::default(),
             users: Cell::new(0),
@@ -113,6 +125,7 @@ impl Worker {
             warnings: RefCell::new(Warnings {
                 flow_table: Throttle::new(WARN_EVERY),
                 start: Throttle::new(WARN_EVERY),
+                neighbours: Throttle::new(WARN_EVERY),
             }),
         }
     }
@@ -139,6 +152,16 @@ impl Worker {
             if services.need_opening() { self.table.borrow_mut().opening(client, original) } else { None };
         let interface = opening.and_then(|opening| NonZeroU32::new(opening.interface));
         services.of(client, original, opening).map(|served| (Rc::clone(served), interface))
+    }
+
+    /// Whether this is the address of a listener of ours.
+    pub(crate) fn is_listener(&self, to: UpstreamAddr) -> bool {
+        to.ip().is_loopback() && self.listeners.contains(&to.socket_addr())
+    }
+
+    /// The services as they are now.
+    pub(crate) fn services(&self) -> Ref<'_, Services> {
+        self.services.borrow()
     }
 
     /// Whether the services as they are now give a connection to the proxy.
@@ -175,6 +198,16 @@ impl Worker {
     pub(crate) fn warn_of_start(&self, reason: CloseReason, error: &SourceError) {
         if reason.blame() == Blame::Proxy && self.warnings.borrow_mut().start.permits() {
             log::warn!("{error}");
+        }
+    }
+
+    /// Tells, once in a while, that it is not known which hosts are neighbours.
+    pub(crate) fn warn_of_neighbours(&self, error: &io::Error) {
+        if self.warnings.borrow_mut().neighbours.permits() {
+            log::warn!(
+                "asking the kernel by which link an address is reached failed: {error}; a server that is its client's \
+                 neighbour goes unnoticed, and the connection hangs"
+            );
         }
     }
 
@@ -220,6 +253,8 @@ impl Worker {
                 ticked = ticker.tick() => {
                     ticked?;
                     self.deadlines.borrow_mut().tick();
+                    self.used_up.borrow_mut().forget();
+                    self.neighbours.borrow_mut().forget();
                     self.sink.borrow_mut().flush();
                     self.bench.borrow_mut().pipes.retry();
                     self.wake_acceptors();

@@ -174,6 +174,21 @@ pub enum SameSubnet {
     Redirect,
 }
 
+impl SameSubnet {
+    /// All, in the order of their numbers.
+    pub const ALL: [Self; 3] = [Self::Refuse, Self::Proxy, Self::Redirect];
+
+    /// As the config, records and counters write it.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Refuse => "refuse",
+            Self::Proxy => "proxy",
+            Self::Redirect => "redirect",
+        }
+    }
+}
+
 /// How much one client may take of a service; checked by the kernel before a SYN is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Limit {

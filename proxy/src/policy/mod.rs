@@ -13,7 +13,11 @@ mod ids;
 mod shadow;
 mod trie;
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use sheer_common::{
     abi::{Address, Family},
@@ -60,6 +64,8 @@ pub struct Service {
     pub answer_ping: bool,
     /// How much one client may take.
     pub limit: Limit,
+    /// It has been told that a client and a server of it are neighbours.
+    pub told: Arc<AtomicBool>,
 }
 
 /// One policy: services and the tables that lead to them.
@@ -95,9 +101,22 @@ impl Policy {
             intercept_local: service.intercept_local,
             answer_ping: service.answer_ping,
             limit: service.limit.as_ref().map(limit).unwrap_or_default(),
+            told: Arc::default(),
         });
         let by_id = ids.iter().enumerate().map(|(number, id)| (*id, number)).collect();
         Ok(Self { services: services.collect(), by_id, tables })
+    }
+
+    /// What was told of a service need not be told again, if it is as it was before.
+    pub fn remember_told(&mut self, before: &Self) {
+        let known = |a: &Service, b: &Service| {
+            (&a.name, a.source, a.upstream, a.same_subnet) == (&b.name, b.source, b.upstream, b.same_subnet)
+        };
+        for service in &mut self.services {
+            if let Some(same) = before.services.iter().find(|other| known(service, other)) {
+                service.told = Arc::clone(&same.told);
+            }
+        }
     }
 
     /// The services in the order of the config.

@@ -2,21 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::time::Duration;
 
-use futures_util::StreamExt;
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::MulticastGroup;
 use tokio::sync::watch;
 
 use super::RouteError;
+use super::follow::{Followed, follow};
 use super::netlink::{Netlink, collect};
 
 /// Addresses of this host, without prefix lengths or scopes.
 pub type AddressSet = BTreeSet<IpAddr>;
-
-/// How long to wait before a broken subscription is renewed; doubles as a brake when that fails again and again.
-const RENEW_AFTER: Duration = Duration::from_secs(1);
 
 /// The addresses on all devices of the calling thread's network namespace, tentative ones included.
 ///
@@ -25,12 +22,7 @@ const RENEW_AFTER: Duration = Duration::from_secs(1);
 /// # Errors
 /// When they cannot be listed.
 pub async fn local_addresses() -> Result<AddressSet, RouteError> {
-    read(&Netlink::open()?).await
-}
-
-async fn read(netlink: &Netlink) -> Result<AddressSet, RouteError> {
-    let messages = collect("the addresses of this host", netlink.handle.address().get().execute()).await?;
-    Ok(messages.iter().filter_map(own_address).collect())
+    AddressSet::read(&Netlink::open()?).await
 }
 
 /// `IFA_LOCAL` where there is one: on a point-to-point link `IFA_ADDRESS` is the other side's.
@@ -47,106 +39,26 @@ fn own_address(message: &AddressMessage) -> Option<IpAddr> {
     })
 }
 
-/// Follows this host's addresses: the receiver holds the present set and is told of each new one.
-///
-/// The task behind it ends when the last receiver is dropped. When the kernel could not keep up with telling (ENOBUFS),
-/// or the socket broke, the set is read afresh, so that a change may be seen late but is not lost.
+/// Follows this host's addresses: the receiver holds the present set and is told of each new one. The task behind it
+/// ends when the last receiver is dropped.
 ///
 /// # Errors
 /// When the addresses cannot be read or followed at the start. Later errors are logged and tried again.
 pub async fn watch_addresses() -> Result<watch::Receiver<AddressSet>, RouteError> {
-    let subscription = Subscription::open()?;
-    let netlink = Netlink::open()?;
-    let (sender, receiver) = watch::channel(read(&netlink).await?);
-    tokio::spawn(async move {
-        // A broken subscription leaves on its own account; a lost receiver ends the whole task.
-        tokio::select! {
-            () = sender.closed() => {}
-            () = follow(&sender, subscription, netlink) => {}
-        }
-    });
-    Ok(receiver)
+    follow().await
 }
 
-async fn follow(sender: &watch::Sender<AddressSet>, mut subscription: Subscription, mut netlink: Netlink) {
-    loop {
-        let alive = subscription.changed().await;
-        if !alive {
-            log::warn!("the netlink subscription to address changes broke off; renewing it");
-            (subscription, netlink) = renew().await;
-        }
-        match read(&netlink).await {
-            Ok(fresh) => {
-                sender.send_if_modified(|known| {
-                    let changed = *known != fresh;
-                    *known = fresh;
-                    changed
-                });
-            }
-            Err(error) => {
-                log::warn!("{error}; trying again");
-                (subscription, netlink) = renew().await;
-                subscription.pretend_change();
-            }
-        }
-    }
-}
+impl Followed for AddressSet {
+    const OBJECT: &str = "the addresses of this host";
+    const GROUPS: &[MulticastGroup] = &[MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
 
-async fn renew() -> (Subscription, Netlink) {
-    loop {
-        tokio::time::sleep(RENEW_AFTER).await;
-        match (Subscription::open(), Netlink::open()) {
-            (Ok(subscription), Ok(netlink)) => return (subscription, netlink),
-            (Err(error), _) | (_, Err(error)) => log::warn!("{error}; trying again"),
-        }
-    }
-}
-
-type Events = futures_util::stream::BoxStream<'static, ()>;
-
-/// A socket in RTNLGRP_IPV4_IFADDR and RTNLGRP_IPV6_IFADDR. What it says does not matter, only that it does.
-struct Subscription {
-    events: Events,
-    task: tokio::task::JoinHandle<()>,
-    pretended: bool,
-}
-
-impl Subscription {
-    fn open() -> Result<Self, RouteError> {
-        let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
-        let (connection, _handle, messages) =
-            rtnetlink::new_multicast_connection(&groups).map_err(|e| RouteError::Netlink {
-                action: "follow",
-                object: "the addresses of this host".to_owned(),
-                reason: e.to_string(),
-            })?;
-        Ok(Self { events: messages.map(|_| ()).boxed(), task: tokio::spawn(connection), pretended: false })
-    }
-
-    /// Waits for news and takes all that is there at once; false when the socket is dead. An overrun is news too.
-    async fn changed(&mut self) -> bool {
-        if std::mem::take(&mut self.pretended) {
-            return true;
-        }
-        if self.events.next().await.is_none() {
-            return false;
-        }
-        while let Some(more) = futures_util::FutureExt::now_or_never(self.events.next()) {
-            if more.is_none() {
-                return false;
-            }
-        }
+    fn concerned_by(_: &RouteNetlinkMessage) -> bool {
         true
     }
 
-    fn pretend_change(&mut self) {
-        self.pretended = true;
-    }
-}
-
-impl Drop for Subscription {
-    fn drop(&mut self) {
-        self.task.abort();
+    async fn read(netlink: &Netlink) -> Result<Self, RouteError> {
+        let messages = collect(Self::OBJECT, netlink.handle.address().get().execute()).await?;
+        Ok(messages.iter().filter_map(own_address).collect())
     }
 }
 

@@ -138,7 +138,7 @@ async fn lookup(asked: RouteMessage, object: &str) -> Result<RouteMessage, Route
 }
 
 /// `ip route get TO`. Under strict checking the header must say nothing else.
-fn request(to: IpAddr) -> RouteMessage {
+pub(super) fn request(to: IpAddr) -> RouteMessage {
     let whole = if to.is_ipv4() { 32 } else { 128 };
     // A whole address is a valid prefix of its family, so that the builder cannot refuse it.
     let builder = RouteMessageBuilder::<IpAddr>::new().destination_prefix(to, whole);
@@ -159,7 +159,7 @@ fn route_address(ip: IpAddr) -> RouteAddress {
     }
 }
 
-fn outgoing(found: &RouteMessage) -> Option<u32> {
+pub(super) fn outgoing(found: &RouteMessage) -> Option<u32> {
     found.attributes.iter().find_map(|a| match a {
         RouteAttribute::Oif(index) => Some(*index),
         _ => None,

@@ -19,15 +19,18 @@
 //!
 //! In the order in which a start needs them: [`links`] (what is there), [`claims`] and [`choose_numbers`] (which
 //! numbers are free), [`RouteGuard`] (make, keep and remove), [`watch_addresses`] (this host's own addresses), [`onward`] (where a
-//! packet would go).
+//! packet would go), [`watch_on_link`] and [`Neighbours`] (who speaks to whom without us).
 
 mod addresses;
 mod ask;
 mod error;
+mod follow;
 mod guard;
 mod links;
+mod neighbours;
 mod netlink;
 mod numbers;
+mod onlink;
 mod qdisc;
 mod rules;
 mod table;
@@ -37,7 +40,9 @@ pub use ask::{Arriving, Onward, Standing, onward, seen_on, standing, way_back};
 pub use error::RouteError;
 pub use guard::{RouteGuard, RoutePlan, purge};
 pub use links::{Link, LinkLayer, find_link, links};
+pub use neighbours::Neighbours;
 pub use numbers::{Claim, INSTANCES_MAX, Numbers, choose_numbers, claims};
+pub use onlink::{OnLink, watch_on_link};
 pub use qdisc::remove_unused_clsact;
 
 /// The `rtm_protocol` / `FRA_PROTOCOL` number on every route and rule of ours (`ip rule show protocol 83`).

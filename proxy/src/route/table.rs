@@ -110,7 +110,7 @@ pub(super) async fn list(
     }
 }
 
-fn nothing_there(errno: i32) -> bool {
+pub(super) fn nothing_there(errno: i32) -> bool {
     matches!(Errno::from_raw_os_error(errno), Errno::NOENT | Errno::AFNOSUPPORT | Errno::OPNOTSUPP)
 }
 

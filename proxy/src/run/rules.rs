@@ -19,7 +19,7 @@ use crate::{
     config::{Config, Existing, Mistakes},
     dataplane::{Dataplane, DataplaneError, Pins, PolicyMaps},
     policy::{CompileError, Policy, ServiceIds},
-    route::{self, AddressSet, RouteError},
+    route::{self, AddressSet, OnLink, RouteError},
     service::Policies,
 };
 
@@ -111,6 +111,11 @@ impl Rules {
         self.change(|policies| policies.own = Arc::new(own.clone()));
     }
 
+    /// Other hosts are neighbours.
+    pub(super) fn set_on_link(&self, on_link: Arc<OnLink>) {
+        self.change(|policies| policies.on_link = on_link);
+    }
+
     fn change(&self, change: impl FnOnce(&mut Policies)) {
         self.policies.send_modify(|policies| change(Arc::make_mut(policies)));
     }
@@ -161,9 +166,12 @@ impl Rules {
         let interfaces = interface_numbers(&config).await?;
         let (ids, numbers, new) = self.ids.borrow().assign(names(&config));
         let generation = self.policy().tables().header.generation.wrapping_add(1);
+        let in_force = self.policy();
         // Away from this thread, which answers on the control socket meanwhile.
         let (config, policy, maps) = spawn_blocking(move || {
-            let policy = Arc::new(Policy::new(&config.services, &config.interfaces, generation, &numbers)?);
+            let mut policy = Policy::new(&config.services, &config.interfaces, generation, &numbers)?;
+            policy.remember_told(&in_force);
+            let policy = Arc::new(policy);
             let maps = PolicyMaps::make(&policy)?;
             Ok::<_, ReloadError>((config, policy, maps))
         })

@@ -31,7 +31,7 @@ use crate::{
     instance::{ClsactState, Places, State},
     limit,
     proxy::Proxy,
-    route::{self, AddressSet, Link, Numbers, RouteError, RouteGuard, RoutePlan},
+    route::{self, AddressSet, Link, Numbers, OnLink, RouteError, RouteGuard, RoutePlan},
     service::Policies,
     socket::{self, SourceMode},
 };
@@ -76,6 +76,7 @@ struct Parts {
     proxy: Proxy,
     dataplane: Dataplane,
     addresses: watch::Receiver<AddressSet>,
+    on_link: watch::Receiver<Arc<OnLink>>,
     control: UnixListener,
 }
 
@@ -116,8 +117,12 @@ async fn make(
     stage.pin_tables(&first.maps)?;
     let tables = dataplane.flow_tables(config.workers)?;
     let own = Arc::new(addresses.borrow().clone());
-    let (policies, follow) =
-        watch::channel(Arc::new(Policies::new(Arc::clone(&first.policy), interfaces.into(), own)));
+    let on_link = route::watch_on_link().await?;
+    let policies = Policies {
+        on_link: Arc::clone(&on_link.borrow()),
+        ..Policies::new(Arc::clone(&first.policy), interfaces.into(), own)
+    };
+    let (policies, follow) = watch::channel(Arc::new(policies));
     let for_proxy = Arc::new(config.proxy(numbers.mark));
     let proxy = Proxy::start(for_proxy, follow, listeners, tables, dataplane.client_table()?)?;
     let control = admin::bind(&places.socket()).map_err(system("making the control socket"))?;
@@ -148,6 +153,7 @@ async fn make(
         proxy,
         dataplane,
         addresses,
+        on_link,
         control,
     })
 }
@@ -162,12 +168,12 @@ impl Parts {
         let attachments = Rc::new(RefCell::new(self.attachments));
         let output = Output::new(&attachments, &route, places.clone(), pins.clone());
         let rules = Rc::new(Rules::new(self.config, self.first, self.policies, pins, output));
-        let following = spawn_local(follow_addresses(
-            self.addresses,
-            Rc::clone(&dataplane),
-            Rc::clone(&route),
-            Rc::clone(&rules),
-        ));
+        let addresses =
+            follow_addresses(self.addresses, Rc::clone(&dataplane), Rc::clone(&route), Rc::clone(&rules));
+        let on_link = follow_on_link(self.on_link, Rc::clone(&rules));
+        let following = spawn_local(async {
+            tokio::join!(addresses, on_link);
+        });
         let answering = spawn_local(pings::answer(Rc::clone(&rules), Rc::clone(&dataplane), self.state.mark));
         let drain_asked = Rc::new(Notify::new());
         let draining = Rc::new(Cell::new(false));
@@ -283,5 +289,13 @@ async fn follow_addresses(
         if let Ok(links) = listed_links(&rules.config()).await {
             report(dataplane.borrow_mut().set_switched(is_switched(&links)));
         }
+    }
+}
+
+/// Tells the workers whose neighbours hosts are.
+async fn follow_on_link(mut on_link: watch::Receiver<Arc<OnLink>>, rules: Rc<Rules>) {
+    while on_link.changed().await.is_ok() {
+        let now = Arc::clone(&on_link.borrow_and_update());
+        rules.set_on_link(now);
     }
 }

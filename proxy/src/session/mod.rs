@@ -13,6 +13,7 @@
     reason = "a stage moves on by value, also to the end; a box would be one per connection"
 )]
 
+mod subnet;
 mod task;
 
 use std::num::NonZeroU32;
@@ -24,6 +25,7 @@ use std::time::{Instant, SystemTime};
 use sheer_common::limit::ClientKey;
 
 use crate::clients::Held;
+use crate::config::SameSubnet;
 use crate::flow::{ConnectionId, ConnectionTuples, Moved};
 use crate::limit::Permit;
 use crate::policy::{self, Service};
@@ -31,7 +33,9 @@ use crate::reason::CloseReason;
 use crate::record::AccessRecord;
 use crate::relay::{Path, Relay, RelayOutcome};
 use crate::service::Served;
-use crate::socket::{self, ClientAddr, OriginalDst, SourceAddr, Stream, UpstreamAddr};
+use crate::socket::{
+    self, ClientAddr, OriginalDst, SourceAddr, SourceError, SourceMode, SourceStep, Stream, UpstreamAddr,
+};
 use crate::upstream::{self, Destination, Route};
 use crate::worker::Worker;
 
@@ -49,7 +53,10 @@ struct Case {
     since: Instant,
     source: Option<SourceAddr>,
     upstream: Option<UpstreamAddr>,
+    source_step: Option<SourceStep>,
     source_port_changed: bool,
+    /// What was done because client and server are neighbours.
+    same_subnet: Option<SameSubnet>,
     /// It stands in the flow table.
     entered: bool,
     _permit: Permit,
@@ -88,7 +95,8 @@ struct Relayed {
 /// Takes a connection through the chain, in a task of its own from the moment that the server is called.
 pub(crate) fn start(worker: &Rc<Worker>, accepted: Accepted) {
     worker.stats.accepted.add(1);
-    match accepted.open(worker).and_then(|session| session.call(worker)) {
+    let opened = accepted.open(worker).and_then(|session| session.mind_neighbours(worker));
+    match opened.and_then(|session| session.call(worker)) {
         Ok(connecting) => task::spawn(worker, connecting),
         Err(relayed) => relayed.record(worker),
     }
@@ -113,7 +121,9 @@ impl Accepted {
             since: Instant::now(),
             source: None,
             upstream: None,
+            source_step: None,
             source_port_changed: false,
+            same_subnet: None,
             entered: false,
             _permit: permit,
         };
@@ -129,7 +139,9 @@ impl Accepted {
         let Service { source, upstream, limit, id, .. } = served.service;
         served.stats.accepted.add(1);
         (case.service, case.interface) = (Some(served), interface);
-        if to_listener && upstream == Destination::Original {
+        let to = upstream.of(case.original);
+        // Else it would be accepted here again, and again.
+        if (to_listener && upstream == Destination::Original) || worker.is_listener(to) {
             return Err(case.refuse(fd, CloseReason::Loop));
         }
         if limit.concurrent != 0 {
@@ -140,8 +152,9 @@ impl Accepted {
                 return Err(case.refuse(fd, CloseReason::ClientLimit));
             }
         }
-        let to = upstream.of(case.original);
-        let route = Route { source, mark: worker.config.mark };
+        let to_itself =
+            to.socket_addr() == case.original.socket_addr() && worker.services().own().contains(&to.ip());
+        let route = Route { source, mark: worker.config.mark, to_itself };
         Ok(Session { case: Case { upstream: Some(to), ..case }, client: fd, route, to })
     }
 }
@@ -149,16 +162,20 @@ impl Accepted {
 impl Session {
     fn call(self, worker: &Worker) -> Result<Connecting, Relayed> {
         let Self { mut case, client, route, to } = self;
-        let started = match route.start(case.client, to) {
+        let started = match route.start(case.client, to, &mut worker.used_up.borrow_mut()) {
             Ok(started) => started,
             Err(error) => {
+                if let SourceError::Exhausted { .. } = error {
+                    case.took(SourceStep::Refused, worker);
+                }
                 let reason = upstream::reason_of_start(&error);
                 worker.warn_of_start(reason, &error);
                 return Err(case.refuse(client, reason));
             }
         };
         case.source = Some(started.source);
-        if started.port_changed {
+        case.took(started.step, worker);
+        if route.source == SourceMode::ClientPort && started.step != SourceStep::Port {
             case.source_port_changed = true;
             worker.stats.source_port_changed.add(1);
         }
@@ -236,6 +253,11 @@ impl Case {
         }
     }
 
+    fn took(&mut self, step: SourceStep, worker: &Worker) {
+        self.source_step = Some(step);
+        worker.stats.source_steps[step as usize].add(1);
+    }
+
     fn refuse(self, client: OwnedFd, reason: CloseReason) -> Relayed {
         socket::stream::reset(&client);
         self.ended(reason)
@@ -255,7 +277,9 @@ impl Case {
             client: self.client,
             original: self.original,
             source: self.source,
+            source_step: self.source_step,
             source_port_changed: self.source_port_changed,
+            same_subnet: self.same_subnet,
             upstream: self.upstream,
             bytes_up: outcome.bytes_up,
             bytes_down: outcome.bytes_down,

@@ -5,12 +5,14 @@
 //! module deal in typed errors only.
 
 pub mod addr;
+pub mod ports;
 pub mod source;
 pub mod stream;
 pub(crate) mod sys;
 pub mod transparent;
 
 pub use addr::{ClientAddr, OriginalDst, SourceAddr, UpstreamAddr};
-pub use source::{SourceError, SourceMode};
+pub use ports::UsedUp;
+pub use source::{SourceError, SourceMode, SourceStep};
 pub use stream::Stream;
 pub use transparent::{ListenError, Listeners, bind_listeners};

@@ -1,18 +1,21 @@
 //! The upstream socket: whose address it speaks from, and the start of its connection.
 //!
 //! A source that cannot be had is an error, never a silent change to another one. The single exception is
-//! asked for by name: `client-port` gives up the port (not the address) when the pair is taken, and says so.
+//! asked for by name: `client-port` gives up the port (not the address) when the pair is taken, and says so. The
+//! steps are [`SourceStep`]'s.
 
 use std::fmt;
 use std::io;
 use std::net::{AddrParseError, IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use serde::{Serialize, Serializer};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::addr::{ClientAddr, SourceAddr, UpstreamAddr};
+use super::ports::UsedUp;
 use super::sys;
 
 /// Which address the server sees.
@@ -66,12 +69,49 @@ impl Serialize for SourceMode {
     }
 }
 
+/// What a connection's source came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum SourceStep {
+    /// The client's address and port.
+    Port,
+    /// The client's address, or the one that the config gives, and a port of the kernel's choice.
+    Address,
+    /// This host's own address.
+    Proxy,
+    /// Nothing: every port is in use.
+    Refused,
+}
+
+impl SourceStep {
+    pub const ALL: [Self; 4] = [Self::Port, Self::Address, Self::Proxy, Self::Refused];
+
+    /// Stable, as records and counters name it.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Port => "port",
+            Self::Address => "address",
+            Self::Proxy => "proxy",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+impl Serialize for SourceStep {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.label())
+    }
+}
+
 /// Why an upstream connection could not even be started.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// EADDRNOTAVAIL or EADDRINUSE: every port of this source to this upstream is taken.
     #[error(
-        "no free port from {from} to {upstream}: {source}; widen net.ipv4.ip_local_port_range or spread the servers"
+        "every port from {} to {upstream} is in use: {source}; connections are refused. Widen \
+         net.ipv4.ip_local_port_range, or spread them over more servers; a port stays in use for a minute after its \
+         connection", whose(*from)
     )]
     Exhausted { from: IpAddr, upstream: UpstreamAddr, source: io::Error },
     #[error(
@@ -96,9 +136,22 @@ pub enum SourceError {
 pub struct Started {
     pub fd: OwnedFd,
     pub source: SourceAddr,
-    /// `client-port` could not have the client's port.
-    pub port_changed: bool,
+    pub step: SourceStep,
 }
+
+/// Which ports of the client's address may be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Port {
+    /// Any.
+    Any,
+    /// Only those that clients do not choose by themselves: neither the range of Linux nor that of RFC 6335, section 6.
+    ///
+    /// Where the server is on this host and is whom the client asked for, its socket has the tuple that ours towards
+    /// the client has, but for the client's port. The two must never be the same, also not later.
+    Apart,
+}
+
+const APART: std::ops::RangeInclusive<u16> = 1024..=32767;
 
 /// Makes a nonblocking socket that speaks from the source that `mode` names, marked with `mark` (0: no mark),
 /// and starts its connection.
@@ -107,27 +160,70 @@ pub fn start_connect(
     mark: u32,
     client: ClientAddr,
     upstream: UpstreamAddr,
+    port: Port,
+    used_up: &mut UsedUp,
 ) -> Result<Started, SourceError> {
-    let bind = match mode {
+    let address = match mode {
         SourceMode::Proxy => None,
-        SourceMode::Client => Some(SocketAddr::new(client.ip(), 0)),
-        SourceMode::ClientPort => Some(client.socket_addr()),
-        SourceMode::Fixed(ip) => Some(SocketAddr::new(ip, 0)),
+        SourceMode::Client | SourceMode::ClientPort => Some(client.ip()),
+        SourceMode::Fixed(ip) => Some(ip),
     };
-    if let Some(fixed) = bind.map(|addr| addr.ip()).filter(|ip| ip.is_ipv4() != upstream.ip().is_ipv4()) {
+    if let Some(fixed) = address.filter(|ip| ip.is_ipv4() != upstream.ip().is_ipv4()) {
         return Err(SourceError::Family { fixed, upstream });
     }
-    match attempt(bind, mark, upstream) {
-        Err(SourceError::Exhausted { .. }) if mode == SourceMode::ClientPort => {
-            let started = attempt(Some(SocketAddr::new(client.ip(), 0)), mark, upstream)?;
-            Ok(Started { port_changed: true, ..started })
+    if mode == SourceMode::ClientPort && port == Port::Any {
+        match attempt(Some(client.socket_addr()), SourceStep::Port, mark, upstream) {
+            Err(SourceError::Exhausted { .. }) => {}
+            other => return other,
         }
-        other => other,
     }
+    if let (Port::Apart, Some(ip)) = (port, address) {
+        return apart(ip, mark, upstream);
+    }
+    let from = address.unwrap_or(unspecified(upstream));
+    if used_up.contains(from, upstream) {
+        let source = io::Error::from_raw_os_error(libc::EADDRNOTAVAIL);
+        return Err(SourceError::Exhausted { from, upstream, source });
+    }
+    let step = if address.is_some() { SourceStep::Address } else { SourceStep::Proxy };
+    let started = attempt(address.map(|ip| SocketAddr::new(ip, 0)), step, mark, upstream);
+    if let Err(SourceError::Exhausted { .. }) = started {
+        used_up.note(from, upstream);
+    }
+    started
 }
 
-fn attempt(bind: Option<SocketAddr>, mark: u32, upstream: UpstreamAddr) -> Result<Started, SourceError> {
+/// From one of the ports that clients do not choose; the next one each time, so that a port rests after its use.
+fn apart(ip: IpAddr, mark: u32, upstream: UpstreamAddr) -> Result<Started, SourceError> {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    const TRIES: usize = 64;
+    let ports = APART.end() - APART.start() + 1;
+    let mut outcome = Err(SourceError::Exhausted {
+        from: ip,
+        upstream,
+        source: io::Error::from_raw_os_error(libc::EADDRNOTAVAIL),
+    });
+    for _ in 0..TRIES {
+        let port = APART.start() + NEXT.fetch_add(1, Ordering::Relaxed) % ports;
+        outcome = attempt(Some(SocketAddr::new(ip, port)), SourceStep::Address, mark, upstream);
+        if !matches!(outcome, Err(SourceError::Exhausted { .. })) {
+            break;
+        }
+    }
+    outcome
+}
+
+fn attempt(
+    bind: Option<SocketAddr>,
+    step: SourceStep,
+    mark: u32,
+    upstream: UpstreamAddr,
+) -> Result<Started, SourceError> {
     let socket = make(mark, upstream)?;
+    if bind.is_none_or(|from| from.port() == 0) {
+        // Before Linux 6.3 there is no such option; what it is for is only speed.
+        let _ = sys::search_ports_in_turn(&socket);
+    }
     if let Some(from) = bind {
         bind_source(&socket, from, upstream)?;
     }
@@ -148,7 +244,7 @@ fn attempt(bind: Option<SocketAddr>, mark: u32, upstream: UpstreamAddr) -> Resul
         .map_err(io::Error::from)
         .and_then(socket_addr)
         .map_err(|source| SourceError::Connect { upstream, source })?;
-    Ok(Started { fd, source: SourceAddr::new(local), port_changed: false })
+    Ok(Started { fd, source: SourceAddr::new(local), step })
 }
 
 fn make(mark: u32, upstream: UpstreamAddr) -> Result<Socket, SourceError> {
@@ -196,6 +292,10 @@ fn unspecified(upstream: UpstreamAddr) -> IpAddr {
     }
 }
 
+fn whose(from: IpAddr) -> String {
+    if from.is_unspecified() { "this host's own address".to_owned() } else { from.to_string() }
+}
+
 /// The address that the kernel reported, if it is of an IP family.
 pub(crate) fn socket_addr(any: rustix::net::SocketAddrAny) -> io::Result<SocketAddr> {
     SocketAddr::try_from(any).map_err(io::Error::from)
@@ -222,7 +322,9 @@ mod tests {
         let fixed = "2001:db8::1".parse().unwrap();
         let client = ClientAddr::new("127.0.0.1:1".parse().unwrap());
         let upstream = UpstreamAddr::new("127.0.0.1:2".parse().unwrap());
-        let error = start_connect(SourceMode::Fixed(fixed), 0, client, upstream).unwrap_err();
+        let error =
+            start_connect(SourceMode::Fixed(fixed), 0, client, upstream, Port::Any, &mut UsedUp::default())
+                .unwrap_err();
         assert!(matches!(error, SourceError::Family { .. }), "{error}");
     }
 
@@ -231,13 +333,16 @@ mod tests {
         let server = TcpListener::bind("127.0.0.1:0").unwrap();
         let upstream = UpstreamAddr::new(server.local_addr().unwrap());
         let client = ClientAddr::new("127.0.0.9:0".parse().unwrap());
-        let first = start_connect(SourceMode::Client, 0, client, upstream).unwrap();
+        let first = start_connect(SourceMode::Client, 0, client, upstream, Port::Any, &mut UsedUp::default())
+            .unwrap();
         assert_eq!(first.source.ip(), client.ip());
         assert_eq!(server.accept().unwrap().1, first.source.socket_addr());
 
         let same = ClientAddr::new(first.source.socket_addr());
-        let second = start_connect(SourceMode::ClientPort, 0, same, upstream).unwrap();
-        assert!(second.port_changed);
+        let second =
+            start_connect(SourceMode::ClientPort, 0, same, upstream, Port::Any, &mut UsedUp::default())
+                .unwrap();
+        assert_eq!((first.step, second.step), (SourceStep::Address, SourceStep::Address));
         assert_eq!(second.source.ip(), client.ip());
         assert_ne!(second.source.port(), first.source.port());
     }
@@ -248,9 +353,30 @@ mod tests {
         let Ok(server) = TcpListener::bind("[::1]:0") else { return };
         let upstream = UpstreamAddr::new(server.local_addr().unwrap());
         let client = ClientAddr::new("[::1]:9".parse().unwrap());
-        let started = start_connect(SourceMode::Client, 0, client, upstream).unwrap();
+        let started =
+            start_connect(SourceMode::Client, 0, client, upstream, Port::Any, &mut UsedUp::default())
+                .unwrap();
         assert_eq!(server.accept().unwrap().1, started.source.socket_addr());
         assert_eq!(started.source.ip(), client.ip());
+    }
+
+    #[test]
+    fn what_is_known_to_be_used_up_is_not_tried_again() {
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let upstream = UpstreamAddr::new(server.local_addr().unwrap());
+        let free = TcpListener::bind("127.0.0.7:0").unwrap().local_addr().unwrap();
+        let client = ClientAddr::new(free);
+        let mut used_up = UsedUp::default();
+        used_up.note(client.ip(), upstream);
+        let error =
+            start_connect(SourceMode::Client, 0, client, upstream, Port::Any, &mut used_up).unwrap_err();
+        assert!(matches!(error, SourceError::Exhausted { .. }), "{error}");
+        // The client's own port is another question.
+        let started =
+            start_connect(SourceMode::ClientPort, 0, client, upstream, Port::Any, &mut used_up).unwrap();
+        assert_eq!(started.source.socket_addr(), free);
+        used_up.forget();
+        start_connect(SourceMode::Client, 0, client, upstream, Port::Any, &mut used_up).unwrap();
     }
 
     #[test]
@@ -258,8 +384,16 @@ mod tests {
         let server = TcpListener::bind("127.0.0.1:0").unwrap();
         let upstream = UpstreamAddr::new(server.local_addr().unwrap());
         let free = TcpListener::bind("127.0.0.8:0").unwrap().local_addr().unwrap();
-        let started = start_connect(SourceMode::ClientPort, 0, ClientAddr::new(free), upstream).unwrap();
+        let started = start_connect(
+            SourceMode::ClientPort,
+            0,
+            ClientAddr::new(free),
+            upstream,
+            Port::Any,
+            &mut UsedUp::default(),
+        )
+        .unwrap();
         assert_eq!(started.source.socket_addr(), free);
-        assert!(!started.port_changed);
+        assert_eq!(started.step, SourceStep::Port);
     }
 }

@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 
 use crate::reason::CloseReason;
 use crate::socket::source::Started;
-use crate::socket::{ClientAddr, OriginalDst, SourceError, SourceMode, Stream, UpstreamAddr, source};
+use crate::socket::{ClientAddr, OriginalDst, SourceError, SourceMode, Stream, UpstreamAddr, UsedUp, source};
 
 /// Where connections go on to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,11 +84,19 @@ pub struct Route {
     pub source: SourceMode,
     /// SO_MARK of the upstream socket; 0: none.
     pub mark: u32,
+    /// The server is on this host and is whom the client asked for: see [`source::Port::Apart`].
+    pub to_itself: bool,
 }
 
 impl Route {
-    pub fn start(&self, client: ClientAddr, upstream: UpstreamAddr) -> Result<Started, SourceError> {
-        source::start_connect(self.source, self.mark, client, upstream)
+    pub fn start(
+        &self,
+        client: ClientAddr,
+        upstream: UpstreamAddr,
+        used_up: &mut UsedUp,
+    ) -> Result<Started, SourceError> {
+        let port = if self.to_itself { source::Port::Apart } else { source::Port::Any };
+        source::start_connect(self.source, self.mark, client, upstream, port, used_up)
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::thread;
 
 use crate::connect::read;
 
@@ -62,13 +64,43 @@ impl Pattern {
     /// # Errors
     /// Those of write(2), with the offset.
     pub fn send(&self, to: &mut impl Write, bytes: u64) -> Result<(), PatternError> {
+        self.send_while(to, |offset| bytes - offset).map(|_| ())
+    }
+
+    /// Sends until `left`, which is told how many bytes went out, says that none is; gives their count.
+    ///
+    /// # Errors
+    /// Those of write(2), with the offset.
+    pub fn send_while(
+        &self,
+        to: &mut impl Write,
+        mut left: impl FnMut(u64) -> u64,
+    ) -> Result<u64, PatternError> {
         let mut offset = 0;
-        while offset < bytes {
-            let length = CHUNK.min(usize::try_from(bytes - offset).unwrap_or(CHUNK));
+        loop {
+            let length = CHUNK.min(usize::try_from(left(offset)).unwrap_or(CHUNK));
+            if length == 0 {
+                return Ok(offset);
+            }
             to.write_all(self.at(offset, length)).map_err(|e| PatternError::Broken(offset, e))?;
             offset += length as u64;
         }
-        Ok(())
+    }
+
+    /// Sends that many bytes to an echo server, and compares what comes back meanwhile; gives its count.
+    ///
+    /// # Errors
+    /// At the first difference, or when the stream breaks.
+    pub fn there_and_back(&self, mut stream: TcpStream, bytes: u64) -> Result<u64, PatternError> {
+        let mut writing = stream.try_clone().map_err(|e| PatternError::Broken(0, e))?;
+        thread::scope(|scope| {
+            let sending = scope.spawn(move || {
+                self.send(&mut writing, bytes)?;
+                writing.shutdown(Shutdown::Write).map_err(|e| PatternError::Broken(bytes, e))
+            });
+            let received = self.receive(&mut stream);
+            sending.join().unwrap().and(received)
+        })
     }
 
     /// Receives to the end of the stream, comparing every byte, and gives the count.

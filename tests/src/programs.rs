@@ -1,12 +1,18 @@
-//! The kernel programs, loaded and not attached: for those who ask them by BPF_PROG_TEST_RUN.
+//! The kernel programs, loaded and not attached: for those who ask them by BPF_PROG_TEST_RUN. And a stranger's.
 
+use aya::{
+    Ebpf,
+    programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, tc::TcAttachOptions},
+};
 use sheer::{
     config::Service,
-    dataplane::{Dataplane, PolicyMaps},
+    dataplane::{Dataplane, PolicyMaps, object},
     policy::{Policy, ServiceIds},
     route::AddressSet,
 };
 use sheer_common::abi::{LAYOUT, Settings};
+
+use crate::namespace::Namespace;
 
 /// The mark of steered packets here.
 pub const MARK: u32 = 0x2040;
@@ -50,4 +56,33 @@ pub fn bring_into_force(
     let maps = PolicyMaps::make(&policy).unwrap();
     dataplane.bring_into_force(&policy, &maps, interfaces.1).unwrap();
     policy
+}
+
+/// A program of somebody else's by TCX, in front of all others; it lets every packet go on. It goes with the value.
+pub struct InFront(Ebpf);
+
+impl InFront {
+    /// Attaches it to the ingress of a device.
+    ///
+    /// # Errors
+    /// When the kernel refuses, as one without TCX does.
+    ///
+    /// # Panics
+    /// Without root.
+    pub fn of(namespace: &Namespace, device: &str) -> Result<Self, ProgramError> {
+        let mut ebpf = Ebpf::load(object::OBJECT).unwrap();
+        let program = ebpf.program_mut(object::program::EMPTY).unwrap();
+        let program: &mut SchedClassifier = program.try_into().unwrap();
+        program.load().unwrap();
+        let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+        namespace.run(|| program.attach_with_options(device, TcAttachType::Ingress, options))?;
+        Ok(Self(ebpf))
+    }
+
+    /// Its name, as bpftool shows it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        debug_assert!(self.0.program(object::program::EMPTY).is_some());
+        object::program::EMPTY
+    }
 }

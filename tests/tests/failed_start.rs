@@ -13,16 +13,16 @@ use sheer_tests::{
 /// Behind the others in the order of names, so that the others are attached first.
 const UNREADABLE: &str = "unreadable";
 
-/// A device in the middle that exists, but whose frames Sheer cannot read: a tun device that says that it is of ARPHRD_IPGRE
+/// A device in the middle that exists, but whose frames Sheer cannot read: a tun device that says that it is of ARPHRD_IEEE80211
 /// (TUNSETLINK of linux/if_tun.h). It goes with the value.
 fn unreadable_device(lab: &Lab) -> Process {
     let mut command = lab.middle().command("socat");
-    command.args([&format!("TUN,tun-name={UNREADABLE},ioctl-int=0x400454cd:778"), "PIPE"]);
+    command.args([&format!("TUN,tun-name={UNREADABLE},ioctl-int=0x400454cd:801"), "PIPE"]);
     let mut socat = Process::start("socat (package socat)", command);
     wait_until("the device is there", sheer_tests::PATIENCE, || {
         assert!(socat.is_running(), "{}", socat.stderr().join("\n"));
         let output = lab.middle().command("ip").args(["link", "show", UNREADABLE]).output().unwrap();
-        String::from_utf8_lossy(&output.stdout).contains("link/gre").then_some(())
+        String::from_utf8_lossy(&output.stdout).contains("link/ieee802.11").then_some(())
     });
     socat
 }

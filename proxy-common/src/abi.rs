@@ -154,7 +154,7 @@ impl LocalAddress {
 
 /// Number of the layout of all shared types. Whoever reads maps that another build may have made compares it
 /// first; a change of any shared type raises it.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
 /// The one entry of the `settings` map: what the programs run under.
 #[repr(C)]
@@ -179,8 +179,10 @@ pub struct Settings {
     /// Not zero: some listed interface is a port of a bridge or the like. On the way through it a packet loses the
     /// socket that tc has assigned, and the stack looks for the listener by itself.
     pub switched: u32,
+    /// Not zero: the dataplane's `when_down` is closed. It decides where no service is known.
+    pub closed: u32,
 }
-assert_size!(Settings, 36);
+assert_size!(Settings, 40);
 
 /// Capacity of the `listeners` map: two slots for each worker.
 pub const MAX_WORKERS: u32 = 256;

@@ -6,6 +6,7 @@
 //!
 //! - [`abi`]: addresses, the settings that the programs run under
 //! - [`flow`]: the key and the value of the `flows` map
+//! - [`fragment`]: what becomes of the fragments of a datagram
 //! - [`policy`]: services, and what is never intercepted
 //! - [`classify`]: which service takes a connection, and the tables by which that is decided
 //! - [`limit`]: how much one client may take
@@ -21,6 +22,7 @@ pub mod abi;
 pub mod classify;
 pub mod explain;
 pub mod flow;
+pub mod fragment;
 pub mod limit;
 pub mod ping;
 #[cfg(feature = "aya")]

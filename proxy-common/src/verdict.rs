@@ -71,6 +71,8 @@ counted! {
         SteerCookie = steer_cookie,
         /// Steered: an ICMP error about a packet that the proxy sent.
         SteerIcmp = steer_icmp,
+        /// Steered: a fragment behind the first, which is steered too.
+        SteerFragment = steer_fragment,
         /// The socket lookup named a listener to the stack, for a packet that was only marked.
         LookupListener = lookup_listener,
         /// Answered: a ping to an address of a service whose server can be reached.
@@ -79,7 +81,8 @@ counted! {
         PassNotIp = pass_not_ip,
         /// Let pass: neither TCP nor UDP, nor an ICMP error about one of the proxy's connections, nor a ping to be answered.
         PassOtherProtocol = pass_other_protocol,
-        /// Let pass: a fragment.
+        /// Let pass: a fragment behind the first, which passed too; or one that Sheer could not follow, and `when_down` is
+        /// open.
         PassFragment = pass_fragment,
         /// Let pass: cut short or contradictory headers; the stack drops it if it is ours to drop.
         PassMalformed = pass_malformed,
@@ -105,6 +108,11 @@ counted! {
         DropBlocked = drop_blocked,
         /// Dropped: the proxy is down and the service's `when_down` is closed.
         DropDown = drop_down,
+        /// Dropped: a fragment behind the first, which was dropped too; or one that Sheer could not follow, and `when_down`
+        /// is closed or its connection is the proxy's; or one that would write over the flags of a TCP header (RFC 3128).
+        DropFragment = drop_fragment,
+        /// Taken out of the way: a fragment that came before the first waits for it, and then comes in anew.
+        HoldFragment = hold_fragment,
     }
 
     /// A helper of the kernel that refused its work.
@@ -123,6 +131,12 @@ counted! {
         Redirect = failed_redirect,
         /// What the proxy must know of a new connection could not be written down for it.
         OpeningInsert = failed_opening_insert,
+        /// What becomes of a datagram's fragments could not be remembered: the map is full.
+        FragmentInsert = failed_fragment_insert,
+        /// A fragment that came before the first could not wait for it: no room, or too long.
+        FragmentHold = failed_fragment_hold,
+        /// A fragment that had waited could not be sent on.
+        FragmentRelease = failed_fragment_release,
         /// A map that always has its entry had none; the packet was let pass.
         MapLookup = failed_map_lookup,
     }
@@ -130,6 +144,7 @@ counted! {
 
 impl Verdict {
     /// Whether the packet goes to the proxy.
+    #[inline(always)]
     #[must_use]
     pub const fn steers(self) -> bool {
         matches!(
@@ -140,16 +155,24 @@ impl Verdict {
                 | Self::SteerSocket
                 | Self::SteerCookie
                 | Self::SteerIcmp
+                | Self::SteerFragment
                 | Self::LookupListener
         )
     }
 
     /// Whether the packet is dropped.
+    #[inline(always)]
     #[must_use]
     pub const fn drops(self) -> bool {
         matches!(
             self,
-            Self::DropService | Self::DropRate | Self::DropConcurrent | Self::DropBlocked | Self::DropDown
+            Self::DropService
+                | Self::DropRate
+                | Self::DropConcurrent
+                | Self::DropBlocked
+                | Self::DropDown
+                | Self::DropFragment
+                | Self::HoldFragment
         )
     }
 }

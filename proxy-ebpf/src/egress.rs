@@ -8,10 +8,12 @@ use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
     programs::TcContext,
 };
+use sheer_common::fragment::Fate;
 use sheer_ebpf::parse::Layer;
 
 use crate::{
-    kernel::Frame,
+    fragment,
+    kernel::{Frame, room_for_segment},
     policy::{self, Side},
     stats, steer, way,
 };
@@ -30,15 +32,17 @@ pub fn egress(ctx: &TcContext, layer: Layer) -> i32 {
     if frame.mark() == now.mark {
         return if policy::answers_same_way() { way::answer(&frame) } else { TC_ACT_UNSPEC };
     }
-    let verdict = steer::decide::<false>(&frame, &now);
-    if verdict.steers() {
-        stats::verdict(verdict);
-        return frame.turn_back(now.mark);
-    }
-    if verdict.drops() {
-        stats::verdict(verdict);
-        return TC_ACT_SHOT;
-    }
+    let Some(segment) = room_for_segment::<false>() else {
+        return TC_ACT_UNSPEC;
+    };
+    let verdict = steer::decide::<false>(&frame, &now, segment);
     // Everything else that this host sends passes, uncounted.
-    TC_ACT_UNSPEC
+    if verdict.steers() || verdict.drops() {
+        stats::verdict(verdict);
+    }
+    match fragment::settle(&frame, segment, &now, Fate::of(verdict)) {
+        Fate::Steer => frame.turn_back(now.mark),
+        Fate::Drop => TC_ACT_SHOT,
+        Fate::Pass | Fate::Waiting => TC_ACT_UNSPEC,
+    }
 }

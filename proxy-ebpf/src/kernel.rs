@@ -9,15 +9,16 @@ use core::{
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        BPF_F_CURRENT_NETNS, TC_ACT_SHOT, bpf_hdr_start_off::BPF_HDR_START_NET, bpf_sock, bpf_sock_tuple,
-        iphdr, tcphdr,
+        BPF_CSUM_LEVEL_RESET, BPF_F_CURRENT_NETNS, BPF_F_INGRESS, BPF_F_RECOMPUTE_CSUM, TC_ACT_SHOT,
+        bpf_hdr_start_off::BPF_HDR_START_NET, bpf_sock, bpf_sock_tuple, iphdr, tcphdr,
     },
     helpers::{
         bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_fullsock, bpf_sk_release, bpf_skb_load_bytes,
         bpf_skc_lookup_tcp, bpf_tcp_check_syncookie,
         generated::{
-            bpf_redirect, bpf_redirect_neigh, bpf_skb_change_head, bpf_skb_change_type,
-            bpf_skb_load_bytes_relative, bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push,
+            bpf_clone_redirect, bpf_csum_level, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_head,
+            bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes_relative, bpf_skb_store_bytes,
+            bpf_skb_vlan_pop, bpf_skb_vlan_push,
         },
     },
     programs::{SkLookupContext, TcContext},
@@ -25,6 +26,7 @@ use aya_ebpf::{
 use sheer_common::{
     abi::{Family, NetPort},
     flow::FlowKey,
+    fragment::{Held, MAX_HELD_LEN},
     way::{Device, Vlan},
 };
 use sheer_ebpf::parse::{Layer, Packet, Segment};
@@ -425,4 +427,71 @@ fn words(b: &[u8; 16]) -> [u32; 4] {
         u32::from_ne_bytes([b[8], b[9], b[10], b[11]]),
         u32::from_ne_bytes([b[12], b[13], b[14], b[15]]),
     ]
+}
+
+/// Fragments, put aside and sent on.
+impl Frame<'_> {
+    /// Copies the packet from this offset on; false where it is too long.
+    #[inline(always)]
+    pub fn take_down(&self, at: u32, to: &mut Held) -> bool {
+        to.len = self.ctx.len().wrapping_sub(at);
+        if to.len >= MAX_HELD_LEN as u32 {
+            return false;
+        }
+        let Some(len) = length(to) else {
+            return false;
+        };
+        let bytes = to.bytes.as_mut_ptr().cast();
+        if !self.begins_with_network_header() {
+            return false;
+        }
+        // SAFETY: the bytes are as many as there is room for.
+        unsafe { bpf_skb_load_bytes(self.ctx.as_ptr(), at, bytes, len) == 0 }
+    }
+
+    /// Whether what it begins with is what the kernel sees there. Before Linux 5.14 a tunnel's packets begin with the outer
+    /// headers, which say other lengths.
+    #[inline(always)]
+    fn begins_with_network_header(&self) -> bool {
+        if self.layer == Layer::Ethernet {
+            return true;
+        }
+        let (mut first, mut network) = ([0u8; 8], [0u8; 8]);
+        // SAFETY: there is room for as many bytes.
+        let read = unsafe { bpf_skb_load_bytes(self.ctx.as_ptr(), 0, first.as_mut_ptr().cast(), 8) };
+        read == 0 && self.read(0, &raw mut network) && first == network
+    }
+
+    /// Replaces everything from this offset on; false where the kernel refuses, and the packet is then good for nothing.
+    #[inline(always)]
+    pub fn become_bytes(&self, at: u32, held: &Held) -> bool {
+        let skb = self.ctx.skb.skb;
+        let Some(len) = length(held) else {
+            return false;
+        };
+        // SAFETY: the bytes are as many as the entry has.
+        unsafe {
+            // What the network card has checked was another packet.
+            bpf_csum_level(skb, BPF_CSUM_LEVEL_RESET.into());
+            bpf_skb_change_tail(skb, at + len, 0) == 0
+                && bpf_skb_store_bytes(skb, at, held.bytes.as_ptr().cast(), len, BPF_F_RECOMPUTE_CSUM.into())
+                    == 0
+        }
+    }
+
+    /// Has a copy of the packet, as it is now, come in once more by the same interface.
+    #[inline(always)]
+    pub fn come_in_anew(&self) -> bool {
+        // SAFETY: the context of the program.
+        unsafe { bpf_clone_redirect(self.ctx.skb.skb, self.interface(), BPF_F_INGRESS.into()) == 0 }
+    }
+}
+
+/// The length of an entry, if it has one.
+#[inline(always)]
+fn length(held: &Held) -> Option<u32> {
+    // SAFETY: a number. Volatile, because the verifier wants to see for itself that it is within bounds, and the compiler
+    // would spare it that.
+    let len = unsafe { (&raw const held.len).read_volatile() } & (MAX_HELD_LEN as u32 - 1);
+    if len == 0 { None } else { Some(len) }
 }

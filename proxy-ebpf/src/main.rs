@@ -7,6 +7,7 @@
 
 mod egress;
 mod explain;
+mod fragment;
 mod kernel;
 mod limit;
 mod lookup;

@@ -13,6 +13,8 @@
 //! | `ways` | `ingress`, if a service answers by the same way | `egress` | 65,536 | the connections that were quiet for the longest are answered by the routes |
 //! | `devices` | proxy, at start | `ingress`, on frames that a bridge would give to somebody else | 1,024 | the start is refused |
 //! | `pinged` | `ingress`, if a service answers pings; proxy | the same | 4,096 | the addresses that were not pinged for the longest are forgotten |
+//! | `fragments` | `ingress`, on a datagram's first fragment or on one that waits for it; proxy sweeps out what is old | `ingress` | 4,096 | the service's `when_down` decides, or the dataplane's; `failed_fragment_insert` rises |
+//! | `held` | `ingress`, on fragments that come before the first; proxy as above | `ingress` | 1,024, and 16 of one datagram | the dataplane's `when_down` decides; `failed_fragment_hold` rises |
 //! | `limits` | programs | programs | 65,536 | the clients that were quiet for the longest are forgotten |
 //! | `concurrent` | proxy | programs | 262,144 | the proxy refuses what the programs do not |
 //! | `blocked` | programs | programs, `sheer blocked` | 8,192 | the oldest blocks are forgotten |
@@ -21,6 +23,7 @@
 //! | `counters` | programs | `sheer status` | 1, per CPU | cannot be |
 //! | `explanation` | `sheer_explain` | `sheer explain` | 1 | cannot be |
 //! | `scratch` | `ingress`, `sheer_explain` | the same | 2, per CPU | cannot be |
+//! | `aside` | `ingress`, with a fragment that is copied | the same | 1, per CPU | cannot be |
 //! | `asking` | `ingress`, around its socket lookups | the socket lookup | 1, per CPU | cannot be |
 //!
 //! A policy is made aside and comes in force by one number in `settings`: see [`crate::policy`].
@@ -35,6 +38,7 @@ use sheer_common::{
     classify::{Class, Row},
     explain::Explanation,
     flow::{Flow, FlowKey, MAX_FLOWS, MAX_OPENINGS, Opening},
+    fragment::{FragmentKey, Fragments, Held, HeldKey, MAX_FRAGMENTS, MAX_HELD},
     limit::{Block, Client, ClientKey, MAX_BLOCKED, MAX_CLIENTS, MAX_CONCURRENT},
     ping::{MAX_PINGED, PingKey, Pinged},
     policy::{Interface, MAX_INTERFACES, Policy, SERVICE_SLOTS, Service, ServiceCounters},
@@ -96,6 +100,16 @@ pub static devices: HashMap<u32, Device, MAX_INTERFACES> = HashMap::new();
 
 #[btf_map]
 pub static pinged: LruHashMap<PingKey, Pinged, MAX_PINGED> = LruHashMap::new();
+
+#[btf_map]
+pub static fragments: HashMap<FragmentKey, Fragments, MAX_FRAGMENTS, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+
+#[btf_map]
+pub static held: HashMap<HeldKey, Held, MAX_HELD, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+#[btf_map]
+pub static aside: PerCpuArray<Held, 1> = PerCpuArray::new();
 
 #[btf_map]
 pub static limits: LruHashMap<ClientKey, Client, MAX_CLIENTS> = LruHashMap::new();

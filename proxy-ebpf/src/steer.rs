@@ -10,13 +10,14 @@ use aya_ebpf::{
 use sheer_common::{
     abi::Protocol,
     flow::{FlowKey, Opening},
+    fragment::Fate,
     policy::{Action, Service, WhenDown, is_special},
     verdict::{HelperFailure, Verdict},
 };
-use sheer_ebpf::parse::{Layer, NotASegment, Segment, icmp, parse};
+use sheer_ebpf::parse::{Layer, NotASegment, Part, Segment, icmp, parse};
 
 use crate::{
-    explain,
+    explain, fragment,
     kernel::{Frame, Socket, State, room_for_segment},
     limit,
     maps::{devices, flows, openings},
@@ -32,27 +33,34 @@ pub fn ingress(ctx: &TcContext, layer: Layer) -> i32 {
         stats::failure(HelperFailure::MapLookup);
         return TC_ACT_UNSPEC;
     };
+    let Some(segment) = room_for_segment::<false>() else {
+        stats::failure(HelperFailure::MapLookup);
+        return TC_ACT_UNSPEC;
+    };
     let frame = Frame::new(ctx, layer);
-    let verdict = decide::<false>(&frame, &now);
+    let verdict = decide::<false>(&frame, &now, segment);
     stats::verdict(verdict);
     if verdict == Verdict::AnswerPing {
         return ping::answer(&frame);
     }
-    if verdict.steers() {
+    let fate = fragment::settle(&frame, segment, &now, Fate::of(verdict));
+    if fate == Fate::Steer {
         ctx.set_mark(now.mark);
         if now.switched != 0 && frame.is_for_other_host() {
             take(&frame);
         }
     }
     // "Unspecified" lets the programs behind ours have their say; plain OK would cut them off.
-    if verdict.drops() { TC_ACT_SHOT } else { TC_ACT_UNSPEC }
+    if fate == Fate::Drop { TC_ACT_SHOT } else { TC_ACT_UNSPEC }
 }
 
 /// Decides as [`ingress`] does, writes down how, and changes nothing.
 #[inline(always)]
 pub fn explain(ctx: &TcContext, layer: Layer) -> i32 {
-    if let Some(now) = policy::current(Side::In) {
-        explain::verdict(decide::<true>(&Frame::new(ctx, layer), &now));
+    if let Some(now) = policy::current(Side::In)
+        && let Some(segment) = room_for_segment::<true>()
+    {
+        explain::verdict(decide::<true>(&Frame::new(ctx, layer), &now, segment));
     }
     TC_ACT_UNSPEC
 }
@@ -69,24 +77,21 @@ fn take(frame: &Frame<'_>) {
 
 /// With `DRY` nothing is changed: no count, no entry, no socket given.
 #[inline(always)]
-pub fn decide<const DRY: bool>(frame: &Frame<'_>, now: &Now) -> Verdict {
+pub fn decide<const DRY: bool>(frame: &Frame<'_>, now: &Now, segment: &mut Segment) -> Verdict {
     let ctx = frame.context();
-    let Some(segment) = room_for_segment::<DRY>() else {
-        stats::failure(HelperFailure::MapLookup);
-        return Verdict::PassMalformed;
-    };
     match parse(frame, frame.layer(), segment) {
         Ok(()) => {}
         Err(NotASegment::Icmp) if ping::is_for_service::<DRY>(frame, segment, now) => {
             return Verdict::AnswerPing;
         }
         Err(NotASegment::Icmp) => return complaint(frame, segment, now),
+        Err(NotASegment::LaterFragment) => return fragment::later::<DRY>(frame, segment, now),
         Err(reason) => return reason.verdict(),
     }
     let verdict = if segment.key.protocol == Protocol::Udp {
         datagram::<DRY>(frame, &segment.key, now)
     } else if segment.opens() {
-        open::<DRY>(frame, &segment.key, now)
+        open::<DRY>(frame, segment, now)
     } else if known::<DRY>(ctx, segment) {
         way::follow::<DRY>(frame, &segment.key, now);
         return Verdict::SteerFlow;
@@ -180,17 +185,18 @@ fn datagram<const DRY: bool>(frame: &Frame<'_>, key: &FlowKey, now: &Now) -> Ver
 
 /// A SYN. The flow table is not asked: an entry may be left from a proxy that is gone.
 #[inline(never)]
-fn open<const DRY: bool>(frame: &Frame<'_>, key: &FlowKey, now: &Now) -> Verdict {
+fn open<const DRY: bool>(frame: &Frame<'_>, segment: &Segment, now: &Now) -> Verdict {
     if now.side == Side::Out && policy::in_force(now).is_none_or(|policy| policy.intercepts_local == 0) {
         return Verdict::PassNoService;
     }
+    let key = &segment.key;
     let service = match service::<DRY>(frame, key, now) {
         Ok(service) => service,
         Err(none) => return none,
     };
     let verdict = match service.action {
         _ if limit::blocked_by_hand::<DRY>(now, key) => Verdict::DropBlocked,
-        Action::Proxy => proxy::<DRY>(frame, key, now, service),
+        Action::Proxy => proxy::<DRY>(frame, segment, now, service),
         Action::Pass => limit::refusal::<DRY>(service, key).unwrap_or(Verdict::PassService),
         Action::Drop | Action::None => Verdict::DropService,
     };
@@ -207,7 +213,8 @@ fn open<const DRY: bool>(frame: &Frame<'_>, key: &FlowKey, now: &Now) -> Verdict
 /// In steps that are not inlined and do not call each other: the stack is small, and kernels before 6.6 round it up for
 /// every function of a chain.
 #[inline(always)]
-fn proxy<const DRY: bool>(frame: &Frame<'_>, key: &FlowKey, now: &Now, service: &Service) -> Verdict {
+fn proxy<const DRY: bool>(frame: &Frame<'_>, segment: &Segment, now: &Now, service: &Service) -> Verdict {
+    let key = &segment.key;
     let waits = match ground::<DRY>(frame, key, now, service) {
         Ground::Decided(verdict) => return verdict,
         Ground::TimeWait => true,
@@ -215,7 +222,7 @@ fn proxy<const DRY: bool>(frame: &Frame<'_>, key: &FlowKey, now: &Now, service: 
     };
     match limit::refusal::<DRY>(service, key) {
         Some(refusal) => refusal,
-        None => hand_over::<DRY>(frame, key, now, service, waits),
+        None => hand_over::<DRY>(frame, segment, now, service, waits),
     }
 }
 
@@ -265,13 +272,17 @@ fn ground<const DRY: bool>(frame: &Frame<'_>, key: &FlowKey, now: &Now, service:
 #[inline(never)]
 fn hand_over<const DRY: bool>(
     frame: &Frame<'_>,
-    key: &FlowKey,
+    segment: &Segment,
     now: &Now,
     service: &Service,
     waits: bool,
 ) -> Verdict {
+    let key = &segment.key;
     let leaves = now.side == Side::Out;
-    if !DRY && (waits || leaves || now.switched != 0 || policy::by_interface()) {
+    // Only a packet that comes in can be given a socket, and a fragment loses it when it is put together with the
+    // others; for them the stack looks for the listener.
+    let by_lookup = leaves || segment.part != Part::Whole;
+    if !DRY && (waits || by_lookup || now.switched != 0 || policy::by_interface()) {
         note_opening(frame, key, service);
     }
     if !DRY && service.same_way != 0 && !leaves {
@@ -280,8 +291,7 @@ fn hand_over<const DRY: bool>(
     if waits {
         return Verdict::SteerTimeWait;
     }
-    // Only a packet that comes in can be given a socket; for others the stack looks for the listener.
-    if !DRY && !leaves {
+    if !DRY && !by_lookup {
         let taken = policy::listener(now, key).map(|listener| listener.take_packet(frame.context()));
         if !matches!(taken, Some(Ok(()))) {
             stats::failure(HelperFailure::SkAssign);

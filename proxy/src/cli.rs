@@ -142,8 +142,14 @@ impl FromStr for ClientAt {
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
     /// Interface to look at: name the clients' side and the servers' [default: all that could serve].
-    #[arg(short, long = "interface", value_name = "IFACE", value_parser = parse_interface)]
+    #[arg(short, long = "interface", value_name = "IFACE", value_parser = parse_interface, conflicts_with = "config")]
     pub interfaces: Vec<String>,
+    /// Configuration file: look at what it needs.
+    #[arg(short, long = "config", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The instance whose mark the cures name, if it runs.
+    #[command(flatten)]
+    pub of: InstanceArgs,
     /// Cure what can be cured without asking, and say what was done.
     #[arg(long)]
     pub fix: bool,

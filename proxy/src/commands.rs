@@ -101,7 +101,14 @@ fn explain(args: ExplainArgs) -> Outcome {
 }
 
 fn examine(args: DoctorArgs) -> Outcome {
-    let options = doctor::Options { interfaces: args.interfaces, ..doctor::Options::default() };
+    let of = match &args.config {
+        Some(file) => match Config::read(file, args.of.instance.clone()) {
+            Ok(config) => doctor::Options::of(&config),
+            Err(mistakes) => return Ok(wrong_use(&WrongUse::File(mistakes))),
+        },
+        None => doctor::Options { interfaces: args.interfaces, ..doctor::Options::default() },
+    };
+    let options = doctor::Options { numbers: run::numbers(&args.of.instance), ..of };
     let report = doctor::doctor(&options, args.fix)?;
     if args.json {
         print_json(&report)?

@@ -60,6 +60,22 @@ impl Frame {
         Self { protocol: 17, ..self }
     }
 
+    /// With so many bytes behind the header.
+    pub fn with_payload(self, payload: usize) -> Self {
+        Self { payload, ..self }
+    }
+
+    /// A packet with a UDP datagram instead, from and to the same ports; its checksum is left out.
+    pub fn datagram(&self, data: &[u8]) -> Vec<u8> {
+        let length = 8 + data.len() as u16;
+        let mut packet = self.clone().udp().with_payload(usize::from(length) - 20).ip();
+        let at = packet.len() - usize::from(length);
+        packet[at + 4..at + 6].copy_from_slice(&length.to_be_bytes());
+        packet[at + 6..at + 8].fill(0);
+        packet[at + 8..].copy_from_slice(data);
+        packet
+    }
+
     /// The whole frame.
     pub fn bytes(&self) -> Vec<u8> {
         let mut frame = vec![0x02; 12];

@@ -25,7 +25,9 @@
 mod capture;
 mod config;
 mod connect;
+mod doctor;
 mod feature;
+mod fragments;
 mod frame;
 mod lab;
 mod leaks;
@@ -40,7 +42,9 @@ mod wait;
 
 pub use capture::{Capture, Packet};
 pub use connect::{Dial, connect, ping, read, reset};
+pub use doctor::{Examined, doctor};
 pub use feature::{Feature, missing, skip};
+pub use fragments::{Arrival, Cutter, Sender, cut, fill_checksum, fragment};
 pub use frame::{Frame, Tag};
 pub use lab::{Family, Host, Lab, LabBuilder};
 pub use leaks::Footprint;

@@ -6,7 +6,7 @@ use aya::{
 };
 use sheer::{
     config::Service,
-    dataplane::{Dataplane, PolicyMaps, object},
+    dataplane::{Capabilities, Dataplane, PolicyMaps, object},
     policy::{Policy, ServiceIds},
     route::AddressSet,
 };
@@ -24,7 +24,7 @@ pub const MARK: u32 = 0x2040;
 /// Without root, or when the kernel refuses.
 #[must_use]
 pub fn load_programs(own: &AddressSet) -> Dataplane {
-    let mut dataplane = Dataplane::load(false).unwrap();
+    let mut dataplane = Dataplane::load(false, &Capabilities::probe()).unwrap();
     dataplane.set_local_addresses(own).unwrap();
     let settings = Settings {
         layout: LAYOUT,
@@ -36,6 +36,7 @@ pub fn load_programs(own: &AddressSet) -> Dataplane {
         active: 0,
         blocking: 0,
         switched: 0,
+        closed: 0,
     };
     dataplane.set_settings(settings).unwrap();
     dataplane

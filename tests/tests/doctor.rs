@@ -2,85 +2,12 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has to fail")]
 
 use std::io::ErrorKind;
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
-use sheer_tests::{Dial, Family, Feature, Lab, Process, Server, Sheer, binary, missing, wait_until};
-
-/// Findings about the machine that the tests run on, and of other tests that run beside.
-const OF_THE_MACHINE: [&str; 5] = ["open-files", "bpf-jit", "btf", "leftover", "other-instance"];
-
-/// Where users look findings up.
-const EXPLAINED: &str = include_str!("../../docs/doctor.md");
-
-/// What `sheer doctor` says in the middle of a lab.
-struct Examined {
-    code: i32,
-    report: Value,
-}
-
-impl Examined {
-    fn of(mut command: Command) -> Self {
-        let output = command.output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let report = serde_json::from_str(&text)
-            .unwrap_or_else(|e| panic!("not JSON ({e}): {text}{}", String::from_utf8_lossy(&output.stderr)));
-        let examined = Self { code: output.status.code().unwrap(), report };
-        for finding in examined.findings() {
-            let id = finding["id"].as_str().unwrap();
-            assert!(EXPLAINED.contains(&format!("| `{id}` |")), "{id} is not in docs/doctor.md");
-        }
-        examined
-    }
-
-    fn findings(&self) -> &[Value] {
-        self.report["findings"].as_array().unwrap()
-    }
-
-    fn with(&self, id: &str) -> Vec<&Value> {
-        self.findings().iter().filter(|finding| finding["id"] == id).collect()
-    }
-
-    /// The only finding with this id.
-    fn finding(&self, id: &str) -> &Value {
-        let found = self.with(id);
-        assert_eq!(found.len(), 1, "{id} in {:#}", self.report);
-        found[0]
-    }
-
-    /// The ids of all that is not fine, without those of the machine.
-    fn complaints(&self) -> Vec<&str> {
-        let bad = self.findings().iter().filter(|finding| finding["severity"] != "fine");
-        bad.map(|finding| finding["id"].as_str().unwrap()).filter(|id| !OF_THE_MACHINE.contains(id)).collect()
-    }
-
-    /// Only this complaint, of this severity, in the exit code too; gives its text and its cure.
-    fn only(&self, id: &str, severity: &str) -> (String, String) {
-        assert_eq!(self.complaints(), [id], "{:#}", self.report);
-        let finding = self.finding(id);
-        assert_eq!(finding["severity"], severity);
-        assert_eq!(self.code, if severity == "warning" { 1 } else { 2 }, "{:#}", self.report);
-        let text = |key: &str| finding[key].as_str().unwrap().to_owned();
-        let cure = text("cure");
-        assert!(!cure.is_empty(), "{finding}");
-        (format!("{}: {}; {}", text("object"), text("what"), text("why")), cure)
-    }
-
-    /// What was fixed under this id.
-    fn fixed(&self, id: &str) -> &str {
-        let fixed = self.report["fixed"].as_array().unwrap().iter().find(|fixed| fixed["id"] == id);
-        let fixed = fixed.unwrap_or_else(|| panic!("{id} was not fixed: {:#}", self.report));
-        assert_eq!(fixed["done"], true, "{fixed}");
-        fixed["what"].as_str().unwrap()
-    }
-}
-
-fn doctor(lab: &Lab, arguments: &[&str]) -> Examined {
-    let mut command = lab.middle().command(&binary().to_string_lossy());
-    command.args(["doctor", "--json"]).args(arguments);
-    Examined::of(command)
-}
+use sheer_tests::{
+    Dial, Examined, Family, Feature, Lab, Process, Server, Sheer, binary, doctor, missing, wait_until,
+};
 
 #[test]
 fn a_good_host_is_fine_and_every_interface_was_looked_at() {
@@ -269,20 +196,6 @@ fn a_dead_instance_is_named_with_its_interfaces_and_a_running_one_is_no_complain
 
     sheer.cleanup();
     assert_eq!(about(&doctor(&lab, &[]), "leftover"), None);
-}
-
-#[test]
-fn connection_tracking_is_told_where_it_tracks() {
-    let lab = Lab::new();
-    lab.middle().sh("nft add table inet strict");
-    lab.middle().sh("nft add chain inet strict pre { type filter hook prerouting priority 0 ; }");
-    lab.middle().sh("nft add rule inet strict pre ct state established counter");
-    let server = Server::hello(lab.server(), Family::V4, 80);
-    lab.client().ask(server.address());
-    let (text, _) = doctor(&lab, &[]).only("conntrack", "warning");
-    assert!(text.contains("source = client-port"), "{text}");
-    lab.middle().sysctl("net.netfilter.nf_conntrack_tcp_be_liberal", "1");
-    assert_eq!(doctor(&lab, &[]).complaints(), <[&str; 0]>::default());
 }
 
 #[test]

@@ -33,7 +33,7 @@ pub enum Layer {
     Ip,
 }
 
-/// A TCP segment, or a UDP datagram, that is not a fragment.
+/// A TCP segment, or a UDP datagram; whole, or the first fragment of one.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
@@ -45,6 +45,56 @@ pub struct Segment {
     pub tcp_offset: u32,
     /// The flag byte of the TCP header (RFC 9293, 3.1); zero for a datagram.
     pub flags: u8,
+    /// Which part of it this is.
+    pub part: Part,
+    /// Where it belongs, if it is not the whole.
+    pub fragment: Fragment,
+}
+
+/// Which part of a datagram a packet carries.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// All of it.
+    Whole = 0,
+    /// The first fragment: it has the ports.
+    First = 1,
+    /// Any other.
+    Later = 2,
+}
+
+/// Where a fragment belongs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fragment {
+    /// The datagram's identification: 16 bits in IPv4, 32 in IPv6.
+    pub id: u32,
+    /// Where it begins in the datagram's payload, in bytes.
+    pub offset: u32,
+    /// How many bytes of payload it has.
+    pub len: u32,
+    /// Number of the protocol, or of the IPv6 extension header, that its payload begins with.
+    pub protocol: u8,
+    /// Not zero: more fragments follow.
+    pub more: u8,
+    /// Zero.
+    pub _pad: u16,
+}
+
+impl Fragment {
+    /// No fragment.
+    pub const NONE: Self = Self { id: 0, offset: 0, len: 0, protocol: 0, more: 0, _pad: 0 };
+
+    /// Which part of its datagram it is. One that is the first and the last at the same time counts as the whole
+    /// (RFC 6946).
+    #[inline(always)]
+    const fn part(&self) -> Part {
+        match (self.offset, self.more) {
+            (0, 0) => Part::Whole,
+            (0, _) => Part::First,
+            _ => Part::Later,
+        }
+    }
 }
 
 /// TCP flag bits (RFC 9293, 3.1).
@@ -84,7 +134,10 @@ pub enum NotASegment {
     Icmp,
     /// IP, but neither of these nor TCP nor UDP.
     OtherProtocol,
-    /// A fragment: only the first carries ports.
+    /// A fragment behind the first of TCP or UDP. The segment then holds its addresses and where it belongs; the protocol
+    /// is TCP where extension headers hide it.
+    LaterFragment,
+    /// A fragment of anything else.
     Fragment,
     /// Cut short, or headers that contradict each other.
     Malformed,
@@ -98,7 +151,7 @@ impl NotASegment {
         match self {
             Self::NotIp => Verdict::PassNotIp,
             Self::Icmp | Self::OtherProtocol => Verdict::PassOtherProtocol,
-            Self::Fragment => Verdict::PassFragment,
+            Self::LaterFragment | Self::Fragment => Verdict::PassFragment,
             Self::Malformed => Verdict::PassMalformed,
         }
     }
@@ -119,7 +172,7 @@ pub(crate) const PROTO_ICMPV6: u8 = 58;
 /// Reads a frame into `segment`, whose former content does not matter.
 ///
 /// Written in place instead of returned, because the BPF stack has 512 bytes for all frames of a call chain
-/// and each move of a segment would take 52 of them.
+/// and each move of a segment would take 72 of them.
 ///
 /// # Errors
 /// Says why the frame is not a segment or datagram that steering can look at.
@@ -138,6 +191,8 @@ impl Segment {
         ip_offset: 0,
         tcp_offset: 0,
         flags: 0,
+        part: Part::Whole,
+        fragment: Fragment::NONE,
     };
 
     /// Takes ports and flags from the first 14 bytes of a TCP header; nothing where its length is impossible.
@@ -172,6 +227,7 @@ impl Segment {
         self.key = FlowKey::tcp(family, src, 0, dst, 0);
         self.ip_offset = ip_offset;
         self.tcp_offset = tcp_offset;
+        self.part = Part::Whole;
     }
 }
 

@@ -143,18 +143,107 @@ fn an_endless_chain_of_extension_headers_ends() {
     assert_eq!(both(&ipv6(60, &body), Layer::Ip), Err(OtherProtocol));
 }
 
+/// A fragment of TCP with that offset, in bytes, which ends at the same place as its body.
+fn fragments(offset: u16, more: bool, body: &[u8]) -> [Vec<u8>; 2] {
+    let mut v4 = ipv4(0, body);
+    v4[4..6].copy_from_slice(&[0xab, 0xcd]);
+    v4[6..8].copy_from_slice(&(offset / 8 | u16::from(more) << 13).to_be_bytes());
+    let mut behind = vec![6, 0];
+    behind.extend((offset | u16::from(more)).to_be_bytes());
+    behind.extend([1, 2, 0xab, 0xcd]);
+    behind.extend(body);
+    [v4, ipv6(44, &behind)]
+}
+
+/// What was read, with the answer.
+fn look(frame: &[u8]) -> (Result<(), NotASegment>, Segment) {
+    let mut segment = Segment::EMPTY;
+    (parse(&Bytes(frame.to_vec()), Layer::Ip, &mut segment), segment)
+}
+
 #[test]
-fn fragments_are_told_apart_in_both_families() {
-    let mut first = ipv4(0, &tcp_header(flags::SYN));
-    first[6] = 0x20;
-    let mut later = ipv4(0, &tcp_header(flags::SYN));
-    later[7] = 3;
-    let mut dont = ipv4(0, &tcp_header(flags::SYN));
+fn a_first_fragment_is_read_as_a_whole_packet_and_says_what_it_is() {
+    let header = tcp_header(flags::SYN);
+    for (frame, id) in fragments(0, true, &[&header[..], &[7; 44]].concat()).iter().zip([0xabcd, 0x0102_abcd])
+    {
+        let s = both(frame, Layer::Ip).unwrap();
+        assert!(s.opens() && s.part == Part::First);
+        assert_eq!((s.key.src_port, s.key.dst_port), (40000, 443));
+        let found = s.fragment;
+        assert_eq!((found.id, found.offset, found.len, found.more, found.protocol), (id, 0, 64, 1, 6));
+    }
+    let mut dont = ipv4(0, &header);
     dont[6] = 0x40;
-    assert_eq!(both(&first, Layer::Ip), Err(Fragment));
-    assert_eq!(both(&later, Layer::Ip), Err(Fragment));
-    assert!(both(&dont, Layer::Ip).is_ok());
-    assert_eq!(both(&ipv6(44, &[6, 0, 0, 1, 0, 0, 0, 0]), Layer::Ip), Err(Fragment));
+    assert_eq!(both(&dont, Layer::Ip).unwrap().part, Part::Whole);
+}
+
+#[test]
+fn a_fragment_that_is_first_and_last_is_a_whole_packet() {
+    let [_, v6] = fragments(0, false, &tcp_header(flags::SYN));
+    let s = both(&v6, Layer::Ip).unwrap();
+    assert_eq!((s.part, s.tcp_offset, s.opens()), (Part::Whole, 48, true));
+}
+
+#[test]
+fn later_fragments_tell_where_they_belong_and_no_ports() {
+    for more in [true, false] {
+        for frame in fragments(1480, more, &[0xff; 100]) {
+            assert_eq!(both(&frame, Layer::Ip), Err(LaterFragment));
+            let (_, s) = look(&frame);
+            let found = s.fragment;
+            assert_eq!((s.part, found.offset, found.len, found.more), (Part::Later, 1480, 100, more.into()));
+            assert_eq!((s.key.src_port, s.key.dst_port, s.key.protocol), (0, 0, Protocol::Tcp));
+        }
+    }
+    let [mut v4, mut v6] = fragments(8, false, &[1; 9]);
+    (v4[9], v6[40]) = (17, 17);
+    for udp in [v4, v6] {
+        assert_eq!(both(&udp, Layer::Ip), Err(LaterFragment));
+        assert_eq!(look(&udp).1.key.protocol, Protocol::Udp);
+    }
+}
+
+#[test]
+fn a_first_fragment_that_does_not_show_the_header_is_malformed_however_padded() {
+    for len in [0, 8, 16] {
+        for mut frame in fragments(0, true, &tcp_header(flags::SYN)[..len]) {
+            frame.resize(100, 0x50);
+            assert_eq!(both(&frame, Layer::Ip), Err(Malformed), "{len} bytes of it");
+            assert_eq!(look(&frame).1.part, Part::Whole, "nothing is concluded from it");
+        }
+    }
+}
+
+#[test]
+fn fragments_with_lengths_that_contradict_themselves_are_malformed() {
+    let [mut v4, mut v6] = fragments(8, true, &[0; 64]);
+    (v4[2], v4[3]) = (0, 0);
+    (v6[4], v6[5]) = (0, 7);
+    assert_eq!(both(&v4, Layer::Ip), Err(Malformed), "a length of zero is no fragment's");
+    assert_eq!(both(&v6, Layer::Ip), Err(Malformed), "shorter than the header of fragments");
+}
+
+#[test]
+fn fragments_of_other_protocols_are_named_and_hidden_ones_counted_in() {
+    for (offset, more) in [(0, true), (64, false)] {
+        let [mut v4, mut v6] = fragments(offset, more, &[0; 64]);
+        (v4[9], v6[40]) = (1, 58);
+        assert_eq!(both(&v4, Layer::Ip), Err(Fragment), "ICMP");
+        assert_eq!(both(&v6, Layer::Ip), Err(Fragment), "ICMPv6");
+        assert_ne!(look(&v6).1.part, Part::First, "nobody has to remember it");
+    }
+    // Destination options behind the header of fragments.
+    let hidden = [&[6, 0, 1, 4, 0, 0, 0, 0][..], &tcp_header(flags::ACK)].concat();
+    let [_, mut first] = fragments(0, true, &hidden);
+    let [_, mut later] = fragments(64, false, &hidden);
+    (first[40], later[40]) = (60, 60);
+    let s = both(&first, Layer::Ip).unwrap();
+    assert!(s.part == Part::First && s.hides_protocol() && s.tcp_offset == 56);
+    assert_eq!(both(&later, Layer::Ip), Err(LaterFragment));
+    assert!(look(&later).1.hides_protocol());
+    first[48] = 132;
+    assert_eq!(both(&first, Layer::Ip), Err(Fragment), "SCTP behind them");
+    assert!(look(&first).1.hides_protocol() && look(&first).1.part == Part::First, "the others do not know");
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! The long way: header after header, each copied out of the packet, wherever it stands.
 
-use sheer_common::abi::{Address, Family};
+use sheer_common::abi::{Address, Family, Protocol};
 
 use super::{
-    ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, IPV4_LEN, IPV6_LEN, Layer,
-    NotASegment, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, Packet, Segment,
+    ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, Fragment, IPV4_LEN,
+    IPV6_LEN, Layer, NotASegment, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, Packet, Part, Segment,
 };
 
 /// Tags that are followed; a frame with more is not for us.
@@ -20,9 +20,25 @@ const EXT_FRAGMENT: u8 = 44;
 const EXT_AUTHENTICATION: u8 = 51;
 const EXT_DESTINATION: u8 = 60;
 
+const FRAGMENT_HEADER_LEN: u32 = 8;
+/// Without options.
+const TCP_HEADER_LEN: u32 = 20;
+const UDP_HEADER_LEN: u32 = 8;
+
 /// Reads any frame. Not inlined: the BPF stack is too small for both ways at once.
 #[inline(never)]
 pub(super) fn parse<P: Packet>(packet: &P, layer: Layer, to: &mut Segment) -> Result<(), NotASegment> {
+    to.part = Part::Whole;
+    let found = read(packet, layer, to);
+    if found == Err(NotASegment::Malformed) {
+        // Nothing can be said of those behind it.
+        to.part = Part::Whole;
+    }
+    found
+}
+
+#[inline(always)]
+fn read<P: Packet>(packet: &P, layer: Layer, to: &mut Segment) -> Result<(), NotASegment> {
     match layer {
         Layer::Ethernet => {
             let (ethertype, at) = ethernet(packet)?;
@@ -74,18 +90,21 @@ fn ipv4<P: Packet>(packet: &P, at: u32, to: &mut Segment) -> Result<(), NotASegm
     if protocol != PROTO_TCP && protocol != PROTO_UDP && protocol != PROTO_ICMP {
         return Err(NotASegment::OtherProtocol);
     }
-    // More fragments, or an offset: either way not a whole datagram.
-    if u16::from_be_bytes([h[6], h[7]]) & 0x3fff != 0 {
-        return Err(NotASegment::Fragment);
-    }
     let src = Address::v4([h[12], h[13], h[14], h[15]]);
     let dst = Address::v4([h[16], h[17], h[18], h[19]]);
     to.set_ip(Family::V4, src, dst, at, at + header_len);
-    match protocol {
-        PROTO_TCP => tcp(packet, to),
-        PROTO_UDP => udp(packet, to),
-        _ => Err(NotASegment::Icmp),
+    let position = u32::from(u16::from_be_bytes([h[6], h[7]]));
+    let end = at + total_len;
+    // More fragments, or an offset in units of eight bytes: either way not a whole datagram.
+    if position & 0x3fff != 0 {
+        let id = u32::from(u16::from_be_bytes([h[4], h[5]]));
+        let more = (position & 0x2000 != 0).into();
+        to.set_fragment(
+            Fragment { id, offset: (position & 0x1fff) * 8, len: 0, protocol, more, _pad: 0 },
+            end,
+        )?;
     }
+    transport(packet, protocol, end, to)
 }
 
 #[inline(always)]
@@ -94,15 +113,53 @@ fn ipv6<P: Packet>(packet: &P, at: u32, to: &mut Segment) -> Result<(), NotASegm
     if h[0] >> 4 != 6 {
         return Err(NotASegment::Malformed);
     }
-    let (protocol, transport_at) = skip_extensions(packet, h[6], at + IPV6_LEN)?;
     let (src, dst) = split_addresses(&h);
-    to.set_ip(Family::V6, src, dst, at, transport_at);
-    match protocol {
-        PROTO_TCP => tcp(packet, to),
-        PROTO_UDP => udp(packet, to),
-        PROTO_ICMPV6 => Err(NotASegment::Icmp),
-        _ => Err(NotASegment::OtherProtocol),
+    to.set_ip(Family::V6, src, dst, at, at + IPV6_LEN);
+    let end = at + IPV6_LEN + u32::from(u16::from_be_bytes([h[4], h[5]]));
+    let protocol = skip_extensions(packet, h[6], end, to)?;
+    transport(packet, protocol, end, to)
+}
+
+/// What stands behind the IP headers, at `to.tcp_offset`; the packet ends at `end`, though the frame may be padded.
+#[inline(always)]
+fn transport<P: Packet>(packet: &P, protocol: u8, end: u32, to: &mut Segment) -> Result<(), NotASegment> {
+    if to.part == Part::Later {
+        return later(protocol, to);
     }
+    let icmp = match to.key.family {
+        Family::V4 => PROTO_ICMP,
+        Family::V6 => PROTO_ICMPV6,
+    };
+    let needed = match protocol {
+        PROTO_TCP => TCP_HEADER_LEN,
+        PROTO_UDP => UDP_HEADER_LEN,
+        _ if to.part == Part::First => {
+            if !to.hides_protocol() {
+                // The others tell it as well: nobody waits for what becomes of this one.
+                to.part = Part::Whole;
+            }
+            return Err(NotASegment::Fragment);
+        }
+        _ if protocol == icmp => return Err(NotASegment::Icmp),
+        _ => return Err(NotASegment::OtherProtocol),
+    };
+    // What a first fragment does not show, a later one could make up (RFC 1858).
+    if to.part == Part::First && end < to.tcp_offset + needed {
+        return Err(NotASegment::Malformed);
+    }
+    if protocol == PROTO_TCP { tcp(packet, to) } else { udp(packet, to) }
+}
+
+/// A fragment behind the first: its payload begins with nothing in particular.
+#[inline(always)]
+fn later(protocol: u8, to: &mut Segment) -> Result<(), NotASegment> {
+    match protocol {
+        PROTO_UDP => to.key.protocol = Protocol::Udp,
+        PROTO_TCP => {}
+        _ if to.hides_protocol() => {}
+        _ => return Err(NotASegment::Fragment),
+    }
+    Err(NotASegment::LaterFragment)
 }
 
 #[inline(always)]
@@ -114,25 +171,36 @@ pub(super) fn split_addresses(h: &[u8; IPV6_LEN as usize]) -> (Address, Address)
     (Address::v6(src), Address::v6(dst))
 }
 
-/// The protocol behind any extension headers, and the offset of its header (RFC 8200, section 4).
+/// The protocol behind any extension headers (RFC 8200, section 4). Its header stands at `to.tcp_offset`, as far as
+/// there is one: behind the header of a later fragment nothing is followed. The packet ends at `end`.
 #[inline(always)]
-fn skip_extensions<P: Packet>(packet: &P, first: u8, at: u32) -> Result<(u8, u32), NotASegment> {
+fn skip_extensions<P: Packet>(packet: &P, first: u8, end: u32, to: &mut Segment) -> Result<u8, NotASegment> {
     let mut next = first;
-    let mut at = at;
     for _ in 0..MAX_EXTENSIONS {
+        let at = to.tcp_offset;
         let unit = match next {
-            EXT_FRAGMENT => return Err(NotASegment::Fragment),
-            EXT_HOP_BY_HOP | EXT_ROUTING | EXT_DESTINATION => 8,
+            EXT_FRAGMENT | EXT_HOP_BY_HOP | EXT_ROUTING | EXT_DESTINATION => 8,
             EXT_AUTHENTICATION => 4,
-            protocol => return Ok((protocol, at)),
+            protocol => return Ok(protocol),
         };
-        let [following, len] = packet.copy::<2>(at).ok_or(NotASegment::Malformed)?;
-        // In units of eight bytes beyond the first eight; the authentication header counts four-byte units,
-        // beyond the first two (RFC 4302, 2.2).
-        at += if unit == 8 { (u32::from(len) + 1) * 8 } else { (u32::from(len) + 2) * 4 };
+        let [following, len, a, b] = packet.copy::<4>(at).ok_or(NotASegment::Malformed)?;
+        if next == EXT_FRAGMENT {
+            let position = u32::from(u16::from_be_bytes([a, b]));
+            let id = u32::from_be_bytes(packet.copy::<4>(at + 4).ok_or(NotASegment::Malformed)?);
+            let (offset, more) = (position & 0xfff8, (position & 1) as u8);
+            to.tcp_offset = at + FRAGMENT_HEADER_LEN;
+            to.set_fragment(Fragment { id, offset, len: 0, protocol: following, more, _pad: 0 }, end)?;
+            if to.part == Part::Later {
+                return Ok(following);
+            }
+        } else {
+            // In units of eight bytes beyond the first eight; the authentication header counts four-byte units,
+            // beyond the first two (RFC 4302, 2.2).
+            to.tcp_offset += if unit == 8 { (u32::from(len) + 1) * 8 } else { (u32::from(len) + 2) * 4 };
+        }
         next = following;
     }
-    Ok((next, at))
+    Ok(next)
 }
 
 #[inline(always)]
@@ -145,4 +213,28 @@ fn tcp<P: Packet>(packet: &P, to: &mut Segment) -> Result<(), NotASegment> {
 fn udp<P: Packet>(packet: &P, to: &mut Segment) -> Result<(), NotASegment> {
     to.set_udp(packet.copy::<4>(to.tcp_offset).ok_or(NotASegment::Malformed)?);
     Ok(())
+}
+
+impl Segment {
+    /// A fragment whose payload begins at `tcp_offset` and ends at `end`.
+    #[inline(always)]
+    fn set_fragment(&mut self, fragment: Fragment, end: u32) -> Result<(), NotASegment> {
+        if end < self.tcp_offset {
+            return Err(NotASegment::Malformed);
+        }
+        self.part = fragment.part();
+        self.fragment = Fragment { len: end - self.tcp_offset, ..fragment };
+        Ok(())
+    }
+
+    /// Whether the fragments do not tell the protocol: the first has extension headers of IPv6 behind that of fragments.
+    #[inline(always)]
+    #[must_use]
+    pub const fn hides_protocol(&self) -> bool {
+        let hiding = matches!(
+            self.fragment.protocol,
+            EXT_HOP_BY_HOP | EXT_ROUTING | EXT_AUTHENTICATION | EXT_DESTINATION
+        );
+        hiding && matches!(self.key.family, Family::V6)
+    }
 }

@@ -192,6 +192,7 @@ impl RunArgs {
             instance: self.of.instance,
             file: None,
             interfaces: self.interfaces,
+            when_down: self.when_down,
             services: vec![service],
             existing: Existing::default(),
             attach: self.attach,

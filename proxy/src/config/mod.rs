@@ -36,6 +36,8 @@ pub struct Config {
     pub file: Option<PathBuf>,
     /// Interfaces whose incoming packets are looked at: the clients' side and the servers'.
     pub interfaces: Vec<String>,
+    /// What becomes of traffic that should go to the proxy and cannot, where no service is known.
+    pub when_down: WhenDown,
     /// Services in order; the first that matches wins.
     pub services: Vec<Service>,
     /// What a reload does with connections whose service is gone.

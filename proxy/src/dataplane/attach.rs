@@ -8,9 +8,11 @@ use aya::programs::{
     tc::{SchedClassifierLink, TcAttachOptions},
 };
 
-use super::{Dataplane, DataplaneError, Pins, clsact::Filter, object::program, pins::Stage};
+use super::{
+    Dataplane, DataplaneError, Pins, clsact::Filter, error::with_causes, object::program, pins::Stage,
+    probe::Anchor,
+};
 use crate::{
-    config::AttachMode,
     instance::ClsactState,
     route::{Link, LinkLayer},
 };
@@ -60,7 +62,7 @@ pub struct AttachPlan<'a> {
     /// Where.
     pub hooks: Vec<Hook<'a>>,
     /// TCX or clsact.
-    pub mode: AttachMode,
+    pub anchor: Anchor,
     /// Tells this instance's filters under clsact apart from another one's.
     pub filter_handle: u32,
     /// Filters that the process before had.
@@ -77,6 +79,7 @@ impl AttachPlan<'_> {
 
 /// What is attached; dropping it detaches what is not pinned.
 pub struct Attachments {
+    anchor: Anchor,
     output: bool,
     _links: Vec<FdLink>,
     _lookup: FdLink,
@@ -100,9 +103,15 @@ impl Attachments {
     ) -> Result<Self, DataplaneError> {
         // The lookup first: from the first marked packet on, the stack may ask it.
         let lookup = attach_lookup(dataplane, stage)?;
-        let mut made = Self { output: false, _links: Vec::new(), _lookup: lookup, filters: Vec::new() };
+        let mut made = Self {
+            anchor: plan.anchor,
+            output: false,
+            _links: Vec::new(),
+            _lookup: lookup,
+            filters: Vec::new(),
+        };
         let links = stage.links();
-        let left = |hook: &&Hook<'_>| plan.mode != AttachMode::Clsact && stage.left_link(hook).exists();
+        let left = |hook: &&Hook<'_>| plan.anchor == Anchor::Tcx && stage.left_link(hook).exists();
         let (take_over, anew): (Vec<&Hook<'_>>, Vec<&Hook<'_>>) = plan.hooks.iter().partition(left);
         for hook in anew {
             made.attach(dataplane, hook, plan, &links, filters)?;
@@ -138,6 +147,12 @@ impl Attachments {
         Ok(())
     }
 
+    /// What holds the programs.
+    #[must_use]
+    pub fn anchor(&self) -> Anchor {
+        self.anchor
+    }
+
     /// Whether outgoing packets are looked at.
     #[must_use]
     pub fn concern_output(&self) -> bool {
@@ -153,9 +168,9 @@ impl Attachments {
         filters: &mut Vec<ClsactState>,
     ) -> Result<(), DataplaneError> {
         let program = classifier(dataplane, hook)?;
-        match tcx(program, hook, plan.mode)? {
-            Some(made) => self._links.push(pin(made, &links.join(hook.pin_name()))?),
-            None => self.filters.push(Filter::attach(program, hook, plan, filters)?),
+        match plan.anchor {
+            Anchor::Tcx => self._links.push(pin(tcx(program, hook)?, &links.join(hook.pin_name()))?),
+            Anchor::Clsact => self.filters.push(Filter::attach(program, hook, plan, filters)?),
         }
         Ok(())
     }
@@ -208,32 +223,20 @@ fn attach_lookup(dataplane: &mut Dataplane, stage: &Stage) -> Result<FdLink, Dat
     };
     let netns = File::open("/proc/self/ns/net").map_err(|e| refused(e.to_string()))?;
     let lookup = dataplane.lookup()?;
-    let id = lookup.attach(netns).map_err(|e| refused(full(&e)))?;
-    let link: FdLink = lookup.take_link(id).map_err(|e| refused(full(&e)))?.into();
+    let id = lookup.attach(netns).map_err(|e| refused(with_causes(&e)))?;
+    let link: FdLink = lookup.take_link(id).map_err(|e| refused(with_causes(&e)))?.into();
     pin(link, &stage.lookup_link())
 }
 
-/// A new TCX link; nothing where the kernel has none and clsact may do.
-fn tcx(
-    program: &mut SchedClassifier,
-    hook: &Hook<'_>,
-    mode: AttachMode,
-) -> Result<Option<FdLink>, DataplaneError> {
-    if mode == AttachMode::Clsact {
-        return Ok(None);
-    }
+/// A new TCX link.
+fn tcx(program: &mut SchedClassifier, hook: &Hook<'_>) -> Result<FdLink, DataplaneError> {
     // In front of everybody: ours lets all that it does not drop go on to the others, while one of theirs that
     // says OK would keep ours from ever seeing the packet.
     let options = TcAttachOptions::TcxOrder(LinkOrder::first());
     let link = hook.link;
-    let id = match program.attach_with_options(&link.name, hook.direction.into(), options) {
-        Ok(id) => id,
-        Err(e) if mode == AttachMode::Auto && lacks_tcx(&e) => return Ok(None),
-        Err(e) => return Err(refused(link, &e)),
-    };
-    let taken = program.take_link(id).map_err(|e| refused(link, &e))?;
-    let fd_link = taken.try_into().map_err(|e| refused(link, &ProgramError::from(io::Error::other(e))))?;
-    Ok(Some(fd_link))
+    let attached = program.attach_with_options(&link.name, hook.direction.into(), options);
+    let taken = attached.and_then(|id| program.take_link(id)).map_err(|e| refused(link, &e))?;
+    taken.try_into().map_err(|e| refused(link, &ProgramError::from(io::Error::other(e))))
 }
 
 /// Gives the link that a process before left the new program; nothing where that is no link, or where it leads to
@@ -259,12 +262,6 @@ fn pin(link: FdLink, path: &Path) -> Result<FdLink, DataplaneError> {
     Ok(pinned.into())
 }
 
-/// Whether the kernel knows no TCX: it then refuses the attach type or the link.
-fn lacks_tcx(error: &ProgramError) -> bool {
-    matches!(error, ProgramError::SyscallError(e)
-        if matches!(e.io_error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::EPERM)))
-}
-
 /// Neither Ethernet nor bare IP: its frames would be read wrongly.
 fn unreadable(link: &Link, kind: u16) -> DataplaneError {
     DataplaneError::Attach {
@@ -277,21 +274,7 @@ fn unreadable(link: &Link, kind: u16) -> DataplaneError {
 pub(super) fn refused(link: &Link, error: &ProgramError) -> DataplaneError {
     DataplaneError::Attach {
         interface: link.name.clone(),
-        reason: full(error),
+        reason: with_causes(error),
         cure: "needs CAP_NET_ADMIN, and NET_CLS_BPF or TCX in the kernel; `--attach clsact` tries the older way",
     }
-}
-
-/// An error with its causes.
-fn full(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }

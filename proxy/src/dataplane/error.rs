@@ -55,6 +55,11 @@ pub enum DataplaneError {
         /// What aya says.
         source: aya::maps::MapError,
     },
+    /// TCX was insisted on.
+    #[error(
+        "`attach = tcx`: this kernel has no TCX, which came with Linux 6.6; leave it out, or say clsact, which does the same"
+    )]
+    NoTcx,
     /// A program could not be attached.
     #[error("attaching to {interface}: {reason}; {cure}")]
     Attach {
@@ -90,6 +95,20 @@ pub enum DataplaneError {
         /// Possible.
         max: u32,
     },
+}
+
+/// An error with its causes: aya keeps the errno in the last one.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        source = cause.source();
+    }
+    text
 }
 
 fn permission_hint(source: &aya::EbpfError) -> &'static str {

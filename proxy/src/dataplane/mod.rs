@@ -1,5 +1,6 @@
 //! The kernel programs and their maps, from the userspace side.
 //!
+//! - [`probe`]: what this kernel has of what the programs use
 //! - [`object`]: the compiled programs, and loading them into fresh maps
 //! - [`attach`]: the programs at their hooks: TCX links or clsact filters, the socket lookup
 //! - [`clsact`]: the older of the two hooks at tc
@@ -8,6 +9,7 @@
 //! - [`clients`]: clients that are limited or blocked
 //! - [`explain`]: asking the programs what they would do
 //! - [`flows`]: the connections' entries in the `flows` map
+//! - [`fragments`]: sweeping out what fragments have left
 //! - [`view`]: reading the pinned maps from another process
 //!
 //! # Lives and deaths
@@ -25,9 +27,11 @@ pub mod clsact;
 mod error;
 pub mod explain;
 pub mod flows;
+mod fragments;
 pub mod object;
 pub mod pinged;
 pub mod pins;
+pub mod probe;
 pub mod tables;
 pub mod view;
 
@@ -36,5 +40,6 @@ pub use self::{
     error::DataplaneError,
     object::Dataplane,
     pins::Pins,
+    probe::{Anchor, Capabilities},
     tables::PolicyMaps,
 };

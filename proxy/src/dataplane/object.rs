@@ -5,8 +5,7 @@ use std::{collections::HashSet, net::IpAddr, os::fd::AsFd as _, thread};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, Map, MapData, PerCpuArray, SockMap},
-    programs::{ProgramType, SchedClassifier, SkLookup},
-    sys::{BpfHelper, is_helper_supported},
+    programs::{SchedClassifier, SkLookup},
 };
 use aya_log::EbpfLogger;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -16,7 +15,7 @@ use sheer_common::{
     way::Device,
 };
 
-use super::{DataplaneError, PolicyMaps, clients::ConcurrentClients, flows::KernelFlows};
+use super::{Capabilities, DataplaneError, PolicyMaps, clients::ConcurrentClients, flows::KernelFlows};
 use crate::{
     clients::ClientTable,
     flow::FlowTable,
@@ -85,6 +84,10 @@ pub mod map {
     pub const DEVICES: &str = "devices";
     /// Who is pinged.
     pub const PINGED: &str = "pinged";
+    /// What becomes of fragments.
+    pub const FRAGMENTS: &str = "fragments";
+    /// Fragments that wait for the first.
+    pub const HELD: &str = "held";
     /// Clients under a rate limit.
     pub const LIMITS: &str = "limits";
     /// Connections that clients have.
@@ -97,6 +100,8 @@ pub mod map {
     pub const EXPLANATION: &str = "explanation";
     /// Where a segment is looked at.
     pub const SCRATCH: &str = "scratch";
+    /// Where a fragment is copied to.
+    pub const ASIDE: &str = "aside";
     /// Whose socket lookup it is.
     pub const ASKING: &str = "asking";
     /// This host's own addresses.
@@ -118,6 +123,8 @@ pub mod map {
         WAYS,
         DEVICES,
         PINGED,
+        FRAGMENTS,
+        HELD,
         LIMITS,
         CONCURRENT,
         BLOCKED,
@@ -126,7 +133,7 @@ pub mod map {
         COUNTERS,
     ];
     /// Those that nobody else has to see.
-    pub const UNPINNED: &[&str] = &[EXPLANATION, ASKING, SCRATCH];
+    pub const UNPINNED: &[&str] = &[EXPLANATION, ASIDE, ASKING, SCRATCH];
 }
 
 /// Programs and maps, loaded and not yet attached.
@@ -139,19 +146,19 @@ pub struct Dataplane {
 }
 
 impl Dataplane {
-    /// Makes the maps, and readies the programs; with `trace` they tell each decision, see
+    /// Makes the maps, and readies the programs for this kernel; with `trace` they tell each decision, see
     /// [`Dataplane::start_tracing`].
     ///
     /// # Errors
     /// Without the object, or without the privilege.
-    pub fn load(trace: bool) -> Result<Self, DataplaneError> {
+    pub fn load(trace: bool, capabilities: &Capabilities) -> Result<Self, DataplaneError> {
         if OBJECT.is_empty() {
             return Err(DataplaneError::NoObject);
         }
         let level = if trace { log::Level::Debug as u8 } else { 0 };
         let mut ebpf = EbpfLoader::new()
             .override_global(aya_log::LEVEL, &level, false)
-            .override_global(COARSE_CLOCK, &u32::from(has_coarse_clock()), true)
+            .override_global(COARSE_CLOCK, &u32::from(capabilities.coarse_clock()), true)
             .load(OBJECT)
             .map_err(|source| DataplaneError::Load { source })?;
         let empty = PolicyMaps::taken_from(&mut ebpf)?;
@@ -340,12 +347,6 @@ impl Dataplane {
         }
         Ok(sum)
     }
-}
-
-/// Whether programs may ask for CLOCK_MONOTONIC_COARSE (Linux 5.11).
-fn has_coarse_clock() -> bool {
-    is_helper_supported(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_ktime_get_coarse_ns)
-        .unwrap_or(false)
 }
 
 pub(super) fn refused_entry(map: &'static str) -> impl FnOnce(aya::maps::MapError) -> DataplaneError {

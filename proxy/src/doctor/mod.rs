@@ -7,8 +7,9 @@
 //! - `privileges`: capabilities and the limit of files
 //! - `host`: sysctls
 //! - `interfaces`: there, up, readable; XDP, offloads, bridges
-//! - `programs`: other programs and filters on their ingress
+//! - `programs`: other programs and filters at tc
 //! - `rules`: rules and tables of others
+//! - `reverse_path`: the check of sources
 //! - `netfilter`: firewall, NAT, connection tracking
 //! - `instances`: what dead instances have left
 //!
@@ -25,6 +26,7 @@ mod netlink;
 mod offload;
 mod privileges;
 mod programs;
+mod reverse_path;
 mod rules;
 mod sysctl;
 
@@ -35,9 +37,12 @@ use std::thread;
 
 use self::netlink::Netlink;
 use crate::{
+    config::{Action, Config, Reply},
+    dataplane::Capabilities,
     instance::InstanceName,
     route::{Numbers, RouteError},
     run::{self, RunError},
+    socket::SourceMode,
 };
 
 /// What is asked.
@@ -55,6 +60,10 @@ pub struct Options {
     pub workers: usize,
     /// Whether some service uses the client's address and port towards the server; true where that is not known.
     pub client_port: bool,
+    /// Whether some service uses clients' addresses towards the server; true where that is not known.
+    pub spoofs: bool,
+    /// Whether some service answers by the way that the client came.
+    pub same_way: bool,
 }
 
 impl Default for Options {
@@ -67,13 +76,32 @@ impl Default for Options {
             max_connections: 100_000,
             workers: thread::available_parallelism().map_or(1, usize::from),
             client_port: true,
+            spoofs: true,
+            same_way: false,
+        }
+    }
+}
+
+impl Options {
+    /// As this configuration asks for it.
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
+        let proxied = || config.services.iter().filter(|service| service.action == Action::Proxy);
+        Self {
+            interfaces: config.interfaces.clone(),
+            max_connections: config.max_connections,
+            workers: config.workers,
+            client_port: proxied().any(|service| service.source == SourceMode::ClientPort),
+            spoofs: proxied().any(|service| service.source != SourceMode::Proxy),
+            same_way: proxied().any(|service| service.reply == Reply::SameWay),
+            ..Self::default()
         }
     }
 }
 
 /// Looks at everything, changes nothing. Takes some milliseconds; must run inside a tokio runtime.
-pub async fn examine(options: &Options) -> Report {
-    let mut findings = kernel::judge(&kernel::Facts::gather());
+pub async fn examine(options: &Options, capabilities: &Capabilities) -> Report {
+    let mut findings = kernel::judge(&kernel::Facts::gather(capabilities));
     findings.extend(privileges::judge(&privileges::Facts::gather(), options));
     findings.extend(host::judge(&host::gather()));
     match network(options).await {
@@ -101,6 +129,7 @@ async fn network(options: &Options) -> Result<Vec<Finding>, String> {
     let mut findings = interfaces::judge(&interfaces);
     findings.extend(programs::judge(&programs));
     findings.extend(rules::judge(&rules));
+    findings.extend(reverse_path::judge(&reverse_path::Facts::gather(&interfaces.names()), options));
     findings.extend(netfilter::judge(&netfilter::Facts::gather(), mark, options));
     findings.extend(instances::judge(&instances::Facts::gather(&programs.ours()), options));
     Ok(findings)
@@ -110,8 +139,8 @@ async fn network(options: &Options) -> Result<Vec<Finding>, String> {
 ///
 /// # Errors
 /// [`Obstacles`] when Sheer cannot work here.
-pub async fn before_start(options: &Options) -> Result<(), Obstacles> {
-    let report = examine(options).await;
+pub async fn before_start(options: &Options, capabilities: &Capabilities) -> Result<(), Obstacles> {
+    let report = examine(options, capabilities).await;
     for warning in report.of(Severity::Warning) {
         log::warn!("{warning}");
     }
@@ -123,12 +152,13 @@ pub async fn before_start(options: &Options) -> Result<(), Obstacles> {
 /// # Errors
 /// When no runtime can be started.
 pub fn doctor(options: &Options, cure: bool) -> Result<Report, RunError> {
+    let capabilities = Capabilities::probe();
     run::runtime()?.block_on(async {
-        let report = examine(options).await;
+        let report = examine(options, &capabilities).await;
         if !cure {
             return Ok(report);
         }
         let fixed = fix(&report).await;
-        Ok(examine(options).await.after(fixed))
+        Ok(examine(options, &capabilities).await.after(fixed))
     })
 }

@@ -1,13 +1,13 @@
-//! Other eBPF programs and filters where Sheer's are attached.
+//! Other eBPF programs and filters where Sheer's are attached, or would be.
 
-use aya::programs::{SchedClassifier, TcAttachType, loaded_programs};
+use aya::programs::{SchedClassifier, loaded_programs};
 use netlink_packet_route::tc::{TcAttribute, TcFilterBpfOption, TcMessage, TcOption};
 
 use super::{
     Finding,
     netlink::{Netlink, collect},
 };
-use crate::dataplane::object::program;
+use crate::dataplane::{Direction, object::program};
 
 /// Of `enum bpf_prog_type` in linux/bpf.h; aya gives the number alone.
 const BPF_PROG_TYPE_SK_LOOKUP: u32 = 30;
@@ -27,7 +27,7 @@ impl Program {
 }
 
 fn is_ours(name: &str) -> bool {
-    [program::ETHER, program::IP].contains(&name)
+    program::ATTACHED.contains(&name)
 }
 
 /// A filter under a clsact or ingress qdisc.
@@ -43,49 +43,54 @@ pub(super) struct Filter {
     pub(super) id: Option<u32>,
 }
 
-/// What is attached to the ingress of one interface, in the order in which it is asked.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Ingress {
+/// What is attached to one side of an interface, in the order in which it is asked.
+#[derive(Clone, Debug)]
+pub(super) struct Side {
     pub(super) interface: String,
+    pub(super) direction: Direction,
     pub(super) tcx: Vec<Program>,
     pub(super) filters: Vec<Filter>,
 }
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Facts {
-    pub(super) ingress: Vec<Ingress>,
+    pub(super) sides: Vec<Side>,
     /// Socket lookup programs that are not Sheer's, anywhere on this host.
     pub(super) lookups: Vec<Program>,
 }
 
 impl Facts {
     pub(super) async fn gather(netlink: &Netlink, devices: &[(u32, String)]) -> Self {
-        let mut ingress = Vec::new();
+        let mut sides = Vec::new();
         for (index, interface) in devices {
-            ingress.push(Ingress {
-                interface: interface.clone(),
-                tcx: tcx(interface),
-                filters: filters(netlink, *index).await,
-            });
+            for direction in [Direction::In, Direction::Out] {
+                sides.push(Side {
+                    interface: interface.clone(),
+                    direction,
+                    tcx: tcx(interface, direction),
+                    filters: filters(netlink, *index, direction).await,
+                });
+            }
         }
-        Self { ingress, lookups: lookups() }
+        Self { sides, lookups: lookups() }
     }
 
     /// The ids of Sheer's programs on these interfaces, with the interface.
     pub(super) fn ours(&self) -> Vec<(u32, String)> {
-        let of = |ingress: &Ingress| {
-            let tcx = ingress.tcx.iter().filter(|p| p.is_ours()).map(|p| p.id);
-            let filters = ingress.filters.iter().filter(|f| f.name.as_deref().is_some_and(is_ours));
+        let of = |side: &Side| {
+            let tcx = side.tcx.iter().filter(|p| p.is_ours()).map(|p| p.id);
+            let filters = side.filters.iter().filter(|f| f.name.as_deref().is_some_and(is_ours));
             let ids: Vec<u32> = tcx.chain(filters.filter_map(|f| f.id)).collect();
-            ids.into_iter().map(|id| (id, ingress.interface.clone())).collect::<Vec<_>>()
+            ids.into_iter().map(|id| (id, side.interface.clone())).collect::<Vec<_>>()
         };
-        self.ingress.iter().flat_map(of).collect()
+        let ingress = self.sides.iter().filter(|side| side.direction == Direction::In);
+        ingress.flat_map(of).collect()
     }
 }
 
 /// None also where the kernel has no TCX, or does not let us ask.
-fn tcx(interface: &str) -> Vec<Program> {
-    let asked = SchedClassifier::query_tcx(interface, TcAttachType::Ingress);
+fn tcx(interface: &str, direction: Direction) -> Vec<Program> {
+    let asked = SchedClassifier::query_tcx(interface, direction.into());
     let programs = asked.map(|(_, programs)| programs).unwrap_or_default();
     let program = |info: &aya::programs::ProgramInfo| Program {
         id: info.id(),
@@ -94,9 +99,14 @@ fn tcx(interface: &str) -> Vec<Program> {
     programs.iter().map(program).collect()
 }
 
-async fn filters(netlink: &Netlink, index: u32) -> Vec<Filter> {
+async fn filters(netlink: &Netlink, index: u32, direction: Direction) -> Vec<Filter> {
     let Ok(index) = i32::try_from(index) else { return Vec::new() };
-    let dump = collect(netlink.handle.traffic_filter(index).get().ingress().execute()).await;
+    let asked = netlink.handle.traffic_filter(index).get();
+    let asked = match direction {
+        Direction::In => asked.ingress(),
+        Direction::Out => asked.egress(),
+    };
+    let dump = collect(asked.execute()).await;
     let mut filters: Vec<Filter> = dump.unwrap_or_default().iter().map(filter).collect();
     // Some kinds answer with a message for the kind itself and one for each of their rules.
     filters.dedup_by(|later, first| {
@@ -143,7 +153,7 @@ fn lookups() -> Vec<Program> {
 }
 
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
-    let mut findings: Vec<Finding> = facts.ingress.iter().flat_map(on_ingress).collect();
+    let mut findings: Vec<Finding> = facts.sides.iter().flat_map(on).collect();
     if !facts.lookups.is_empty() {
         let names: Vec<String> = facts.lookups.iter().map(|p| format!("{} ({})", p.id, p.name)).collect();
         findings.push(Finding::fine(
@@ -156,23 +166,19 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-fn on_ingress(ingress: &Ingress) -> Vec<Finding> {
+fn on(side: &Side) -> Vec<Finding> {
     let mut findings = Vec::new();
     // Sheer goes to the very front at its start, so that where it is not yet there, all others stand behind it.
-    let ours_at_tcx = ingress.tcx.iter().position(Program::is_ours);
-    for (at, program) in ingress.tcx.iter().enumerate().filter(|(_, program)| !program.is_ours()) {
+    let ours_at_tcx = side.tcx.iter().position(Program::is_ours);
+    for (at, program) in side.tcx.iter().enumerate().filter(|(_, program)| !program.is_ours()) {
         let name = format!("the TCX program {} ({})", program.id, program.name);
         let look = format!("bpftool prog show id {}", program.id);
         let off = "`bpftool link show` names the link that holds it; bpftool link detach id LINK, if nobody needs it";
-        findings.push(other(
-            ingress,
-            name,
-            ours_at_tcx.is_some_and(|ours| at < ours),
-            format!("{look}, to see whose it is; {off}"),
-        ));
+        let in_front = ours_at_tcx.is_some_and(|ours| at < ours);
+        findings.extend(other(side, &name, in_front, format!("{look}, to see whose it is; {off}")));
     }
-    let ours_under_clsact = ingress.filters.iter().position(|f| f.name.as_deref().is_some_and(is_ours));
-    for (at, filter) in ingress.filters.iter().enumerate() {
+    let ours_under_clsact = side.filters.iter().position(|f| f.name.as_deref().is_some_and(is_ours));
+    for (at, filter) in side.filters.iter().enumerate() {
         if filter.name.as_deref().is_some_and(is_ours) {
             continue;
         }
@@ -180,27 +186,46 @@ fn on_ingress(ingress: &Ingress) -> Vec<Finding> {
         let name = format!("the {} filter{label} with pref {}", filter.kind, filter.priority);
         // TCX programs are asked before all filters (sch_handle_ingress in net/core/dev.c).
         let in_front = ours_at_tcx.is_none() && ours_under_clsact.is_some_and(|ours| at < ours);
-        let interface = &ingress.interface;
+        let (interface, hook) = (&side.interface, side.hook());
         let cure = format!(
-            "tc filter show dev {interface} ingress, to see whose it is; tc filter del dev {interface} ingress pref {}, \
-             if nobody needs it",
+            "tc filter show dev {interface} {hook}, to see whose it is; tc filter del dev {interface} {hook} pref {}, if \
+             nobody needs it",
             filter.priority
         );
-        findings.push(other(ingress, name, in_front, cure));
+        findings.extend(other(side, &name, in_front, cure));
     }
     findings
 }
 
-fn other(ingress: &Ingress, what: String, in_front: bool, cure: String) -> Finding {
-    let (id, why) = if in_front {
-        ("tc-in-front", "it stands in front of Sheer: what it drops, redirects or accepts, Sheer never sees")
-    } else {
-        (
+impl Side {
+    fn hook(&self) -> &'static str {
+        match self.direction {
+            Direction::In => "ingress",
+            Direction::Out => "egress",
+        }
+    }
+}
+
+/// Nothing for what stands behind Sheer on the way out: there Sheer takes what it needs, and the rest is not its own.
+fn other(side: &Side, name: &str, in_front: bool, cure: String) -> Option<Finding> {
+    let (id, why) = match (in_front, side.direction) {
+        (true, Direction::In) => (
+            "tc-in-front",
+            "it stands in front of Sheer: what it drops, redirects or accepts, Sheer never sees",
+        ),
+        (true, Direction::Out) => (
+            "tc-in-front",
+            "it stands in front of Sheer: where it drops, redirects or accepts answers of local servers and connections of \
+             local processes, or of services with `reply = same-way`, Sheer never sees them",
+        ),
+        (false, Direction::In) => (
             "tc-behind",
             "it comes after Sheer, and may still drop, redirect or mark anew what Sheer has steered",
-        )
+        ),
+        (false, Direction::Out) => return None,
     };
-    Finding::warning(id, ingress.interface.clone(), format!("has {what} on its ingress"), why, cure)
+    let what = format!("has {name} on its {}", side.hook());
+    Some(Finding::warning(id, side.interface.clone(), what, why, cure))
 }
 
 #[cfg(test)]
@@ -215,9 +240,12 @@ mod tests {
         Filter { priority, kind: kind.to_owned(), name: name.map(str::to_owned), id: Some(priority) }
     }
 
+    fn side(direction: Direction, tcx: &[Program], filters: &[Filter]) -> Side {
+        Side { interface: "eth0".into(), direction, tcx: tcx.to_vec(), filters: filters.to_vec() }
+    }
+
     fn judged(tcx: &[Program], filters: &[Filter]) -> Vec<(&'static str, String)> {
-        let ingress = Ingress { interface: "eth0".into(), tcx: tcx.to_vec(), filters: filters.to_vec() };
-        on_ingress(&ingress).into_iter().map(|f| (f.id, f.what)).collect()
+        on(&side(Direction::In, tcx, filters)).into_iter().map(|f| (f.id, f.what)).collect()
     }
 
     #[test]
@@ -253,12 +281,18 @@ mod tests {
 
     #[test]
     fn ours_are_found_by_number_and_interface() {
-        let ingress = Ingress {
-            interface: "eth0".into(),
-            tcx: vec![program(5, "sheer_ether"), program(6, "theirs")],
-            filters: vec![filter(64, "bpf", Some("sheer_ip"))],
-        };
-        let facts = Facts { ingress: vec![ingress], lookups: vec![] };
+        let tcx = [program(5, "sheer_ether"), program(6, "theirs")];
+        let ingress = side(Direction::In, &tcx, &[filter(64, "bpf", Some("sheer_ip"))]);
+        let egress = side(Direction::Out, &[program(7, "sheer_out_ether")], &[]);
+        let facts = Facts { sides: vec![ingress, egress], lookups: vec![] };
         assert_eq!(facts.ours(), [(5, "eth0".to_owned()), (64, "eth0".to_owned())]);
+    }
+    #[test]
+    fn on_the_way_out_only_what_stands_in_front_matters() {
+        let (ours, theirs) = (program(8, "sheer_out_ether"), program(7, "theirs"));
+        let found = on(&side(Direction::Out, &[theirs.clone(), ours.clone()], &[]));
+        assert!(found.len() == 1 && found[0].id == "tc-in-front" && found[0].what.ends_with("egress"));
+        assert!(on(&side(Direction::Out, &[ours, theirs.clone()], &[])).is_empty());
+        assert!(on(&side(Direction::Out, &[theirs], &[])).is_empty());
     }
 }

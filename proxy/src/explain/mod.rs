@@ -257,6 +257,7 @@ pub(crate) mod tests {
 
     pub(crate) fn config(services: &[Service]) -> Config {
         Config {
+            when_down: Default::default(),
             instance: "explain".parse().unwrap(),
             file: None,
             interfaces: vec!["eth0".into(), "eth1".into()],

@@ -92,7 +92,7 @@ impl Instance {
         for filter in &filters {
             outcome = outcome.and(clsact::remove(filter).await.map_err(RunError::from));
         }
-        for task in [self.following, self.answering] {
+        for task in [self.following, self.answering, self.sweeping] {
             task.abort();
             // Cancelled: its end cannot fail otherwise.
             let _ = task.await;
@@ -116,7 +116,7 @@ impl Instance {
         log::error!(
             "new connections are dropped until `sheer run` takes over or `sheer cleanup` removes the programs"
         );
-        for task in [self.following, self.answering] {
+        for task in [self.following, self.answering, self.sweeping] {
             task.abort();
             let _ = task.await;
         }

@@ -25,12 +25,12 @@ use tokio::{
 use self::rules::Rules;
 use crate::{
     config::Config,
-    dataplane::{Attachments, Dataplane, DataplaneError, pins::Published},
+    dataplane::{Attachments, Dataplane, DataplaneError, Pins, pins::Published},
     doctor::Obstacles,
-    instance::{InstanceError, InstanceLock, Places},
+    instance::{InstanceError, InstanceLock, InstanceName, Places},
     policy::CompileError,
     proxy::{Proxy, StartError, WorkerFailure},
-    route::{RouteError, RouteGuard},
+    route::{Numbers, RouteError, RouteGuard},
     socket::ListenError,
 };
 
@@ -95,6 +95,13 @@ pub fn run(config: Config) -> Result<(), RunError> {
     })
 }
 
+/// Mark, table and preference of an instance, running or dead.
+#[must_use]
+pub fn numbers(instance: &InstanceName) -> Option<Numbers> {
+    let state = predecessor::find(&Pins::of(instance), &Places::of(instance))?;
+    Some(Numbers { mark: state.mark, table: state.table, priority: state.priority })
+}
+
 /// The runtime of the main thread; the workers have their own.
 pub(crate) fn runtime() -> Result<Runtime, RunError> {
     Builder::new_current_thread().enable_all().build().map_err(system("starting the runtime"))
@@ -132,6 +139,7 @@ struct Instance {
     pinned: Published,
     following: JoinHandle<()>,
     answering: JoinHandle<()>,
+    sweeping: JoinHandle<()>,
     route: Rc<RouteGuard>,
     proxy: Proxy,
     dataplane: Rc<RefCell<Dataplane>>,

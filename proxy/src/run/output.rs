@@ -51,7 +51,7 @@ impl Output {
             self.places.states_of_others().into_iter().flat_map(|other| other.clsact).collect();
         let plan = AttachPlan {
             hooks: links.iter().map(|link| Hook { link, direction: Direction::Out }).collect(),
-            mode: config.attach,
+            anchor: attachments.borrow().anchor(),
             filter_handle: route.plan().table,
             filters_before: &before,
             filters_of_others: &others,

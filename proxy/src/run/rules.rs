@@ -16,7 +16,7 @@ use tokio::{
 use super::{RunError, output::Output};
 use crate::{
     admin::Reloaded,
-    config::{Config, Existing, Mistakes},
+    config::{Config, Existing, Mistakes, WhenDown},
     dataplane::{Dataplane, DataplaneError, Pins, PolicyMaps},
     policy::{CompileError, Policy, ServiceIds},
     route::{self, AddressSet, OnLink, RouteError},
@@ -185,6 +185,7 @@ impl Rules {
             &mut dataplane.borrow_mut(),
             config.existing,
         )?;
+        super::report(dataplane.borrow_mut().set_closed(config.when_down == WhenDown::Closed));
         let done = Reloaded { generation, in_force: config.summary() };
         self.ids.replace(ids);
         self.config.replace(Rc::new(config));

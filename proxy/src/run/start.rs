@@ -4,7 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     rc::Rc,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use sheer_common::abi::{LAYOUT, Settings};
@@ -25,15 +25,15 @@ use super::{
 };
 use crate::{
     admin,
-    config::Config,
-    dataplane::{AttachPlan, Attachments, Dataplane, Direction, Hook, Pins, attach, clsact},
+    config::{Config, WhenDown},
+    dataplane::{AttachPlan, Attachments, Capabilities, Dataplane, Direction, Hook, Pins, attach, clsact},
     doctor,
     instance::{ClsactState, Places, State},
     limit,
     proxy::Proxy,
     route::{self, AddressSet, Link, Numbers, OnLink, RouteError, RouteGuard, RoutePlan},
     service::Policies,
-    socket::{self, SourceMode},
+    socket,
 };
 
 /// Starts an instance. Where that fails, what was made is undone, and what a dead predecessor left guards on.
@@ -89,7 +89,9 @@ async fn make(
 ) -> Result<Parts, RunError> {
     let links = listed_links(&config).await?;
     let numbers = predecessor::choose(&config, before).await?;
-    doctor::before_start(&questions(&config, numbers)).await?;
+    let capabilities = Capabilities::probe();
+    doctor::before_start(&questions(&config, numbers), &capabilities).await?;
+    let anchor = capabilities.anchor(config.attach)?;
     let mut state = State {
         mark: numbers.mark,
         table: numbers.table,
@@ -99,7 +101,7 @@ async fn make(
     // Written before anything is made: whatever kills us from here on, a successor finds our numbers.
     places.write_state(&state)?;
     let stage = pins.prepare()?;
-    let mut dataplane = Dataplane::load(config.trace)?;
+    let mut dataplane = Dataplane::load(config.trace, &capabilities)?;
     let listeners = socket::bind_listeners(config.workers, numbers.mark, socket::transparent::BACKLOG)?;
     dataplane.set_listeners(&listeners)?;
     let addresses = route::watch_addresses().await?;
@@ -131,7 +133,7 @@ async fn make(
         places.states_of_others().into_iter().flat_map(|other| other.clsact).collect();
     let plan = AttachPlan {
         hooks,
-        mode: config.attach,
+        anchor,
         // Under clsact an instance is told by its table, as in the route rules.
         filter_handle: numbers.table,
         filters_before: &state.clsact,
@@ -175,6 +177,7 @@ impl Parts {
             tokio::join!(addresses, on_link);
         });
         let answering = spawn_local(pings::answer(Rc::clone(&rules), Rc::clone(&dataplane), self.state.mark));
+        let sweeping = spawn_local(sweep(Rc::clone(&dataplane)));
         let drain_asked = Rc::new(Notify::new());
         let draining = Rc::new(Cell::new(false));
         let shown = Shown {
@@ -193,6 +196,7 @@ impl Parts {
             pinned: self.pinned,
             following,
             answering,
+            sweeping,
             route,
             proxy: self.proxy,
             dataplane,
@@ -228,12 +232,9 @@ pub(super) async fn listed_links(config: &Config) -> Result<Vec<Link>, RouteErro
 
 fn questions(config: &Config, numbers: Numbers) -> doctor::Options {
     doctor::Options {
-        interfaces: config.interfaces.clone(),
         numbers: Some(numbers),
         instance: Some(config.instance.clone()),
-        max_connections: config.max_connections,
-        workers: config.workers,
-        client_port: config.services.iter().any(|service| service.source == SourceMode::ClientPort),
+        ..doctor::Options::of(config)
     }
 }
 
@@ -265,6 +266,7 @@ fn settings(config: &Config, numbers: Numbers, links: &[Link]) -> Settings {
         active: 0,
         blocking: 0,
         switched: is_switched(links).into(),
+        closed: (config.when_down == WhenDown::Closed).into(),
     }
 }
 
@@ -297,5 +299,22 @@ async fn follow_on_link(mut on_link: watch::Receiver<Arc<OnLink>>, rules: Rc<Rul
     while on_link.changed().await.is_ok() {
         let now = Arc::clone(&on_link.borrow_and_update());
         rules.set_on_link(now);
+    }
+}
+
+/// How often the maps of fragments are looked at.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// Sweeps out what fragments have left, for as long as the instance runs.
+async fn sweep(dataplane: Rc<RefCell<Dataplane>>) {
+    let mut failed = false;
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        let swept = dataplane.borrow_mut().sweep_fragments();
+        // Said once, not every second.
+        if swept.is_err() && !failed {
+            failed = true;
+            report(swept);
+        }
     }
 }

@@ -77,6 +77,7 @@ fn checked(raw: &Raw<'_>, directory: &Path, instance: InstanceName, found: &mut 
         instance,
         file: None,
         interfaces: dataplane.interfaces,
+        when_down: dataplane.when_down,
         services,
         existing: dataplane.existing,
         attach: dataplane.attach,

@@ -131,7 +131,8 @@ counted! {
         Redirect = failed_redirect,
         /// What the proxy must know of a new connection could not be written down for it.
         OpeningInsert = failed_opening_insert,
-        /// What becomes of a datagram's fragments could not be remembered: the map is full.
+        /// What becomes of a datagram's fragments could not be remembered: the map is full. Where that changes what becomes of
+        /// the first one too, it counts as passed or dropped besides.
         FragmentInsert = failed_fragment_insert,
         /// A fragment that came before the first could not wait for it: no room, or too long.
         FragmentHold = failed_fragment_hold,

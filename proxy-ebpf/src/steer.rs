@@ -291,6 +291,7 @@ fn hand_over<const DRY: bool>(
     if waits {
         return Verdict::SteerTimeWait;
     }
+    // Others have no use for it: the stack looks for their listener.
     if !DRY && !by_lookup {
         let taken = policy::listener(now, key).map(|listener| listener.take_packet(frame.context()));
         if !matches!(taken, Some(Ok(()))) {

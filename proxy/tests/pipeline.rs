@@ -151,7 +151,7 @@ fn a_connection_leaves_one_record() {
     let (front, upstream) = (bed.front, bed.server.local_addr().unwrap());
     let record = bed.ends_with(CloseReason::ClientClosed);
     let expected = format!(
-        "client={from} original={front} source={source} upstream={upstream} bytes_up=8 bytes_down=9 "
+        "client={from} original={front} source={source} source_step=proxy upstream={upstream} bytes_up=8 bytes_down=9 "
     );
     assert!(record.contains(&expected), "{record}");
 }

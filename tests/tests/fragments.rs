@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
-use std::net::{Shutdown, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, UdpSocket};
 
 use sheer_tests::{
     Arrival, Capture, Cutter, Dial, Family, Frame, Lab, PATIENCE, Pattern, Sender, Server, Sheer, cut,
@@ -190,10 +190,18 @@ fn entries(sheer: &Sheer<'_>, map: &str) -> usize {
     dump.as_array().map_or(0, Vec::len)
 }
 
-/// More first fragments than the map takes, of connections that no service wants.
-fn fill(lab: &Lab, to: SocketAddr, round: u32) {
-    let from = SocketAddr::new(lab.client().ip(if to.is_ipv4() { Family::V4 } else { Family::V6 }), 4000);
-    let packet = Frame::data(from, SocketAddr::new(to.ip(), 81)).ip();
+/// Where nobody is, so that no host but ours has to remember what is sent there.
+fn nowhere(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(203, 0, 113, 7).into(),
+        Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0xff, 0, 0, 0, 0, 7).into(),
+    }
+}
+
+/// Sends more first fragments than the map takes, of connections that no service wants.
+fn fill(lab: &Lab, family: Family, round: u32) {
+    let (from, to) = (SocketAddr::new(lab.client().ip(family), 4000), SocketAddr::new(nowhere(family), 81));
+    let packet = Frame::data(from, to).ip();
     let sender = Sender::new(lab.client(), to.ip());
     for id in 0..6000 {
         sender.send(&cut(&packet, 64, round * 6000 + id)[0]);
@@ -201,8 +209,8 @@ fn fill(lab: &Lab, to: SocketAddr, round: u32) {
 }
 
 /// Sends a SYN in fragments while the map is full, and gives its port and how many of them passed and were dropped.
-fn syn_while_full(lab: &Lab, sheer: &Sheer<'_>, to: SocketAddr) -> (u16, [u64; 2]) {
-    let client = lab.client().ip(if to.is_ipv4() { Family::V4 } else { Family::V6 });
+fn syn_while_full(lab: &Lab, sheer: &Sheer<'_>, family: Family, to: SocketAddr) -> (u16, [u64; 2]) {
+    let client = lab.client().ip(family);
     let sender = Sender::new(lab.client(), to.ip());
     let count = || ["pass_fragment", "drop_fragment"].map(|name| sheer.verdicts(name));
     // Old entries may go before the SYN comes: the clock of the machine is not ours.
@@ -213,7 +221,7 @@ fn syn_while_full(lab: &Lab, sheer: &Sheer<'_>, to: SocketAddr) -> (u16, [u64; 2
             let mut syn = Frame::syn(from, to).with_payload(40).ip();
             fill_checksum(&mut syn);
             let before = count();
-            fill(lab, to, round);
+            fill(lab, family, round);
             cut(&syn, SMALL, 7).iter().for_each(|fragment| sender.send(fragment));
             let after = count();
             let met = [after[0] - before[0], after[1] - before[1]];
@@ -227,12 +235,13 @@ fn while_the_map_is_full_when_down_decides_and_then_all_is_well_again() {
     for family in Family::BOTH {
         for (when_down, met) in [("open", [3, 0]), ("closed", [0, 3])] {
             let lab = Lab::new();
+            lab.middle().configure(&format!("route add blackhole {}\n", nowhere(family)));
             let to = SocketAddr::new(lab.server().ip(family), 80);
             let service = "[[service]]\nname = \"web\"\nport = [80]";
             let sheer = Sheer::on(&lab).config(&format!("when_down = \"{when_down}\"\n{service}")).start();
             let capture = Capture::start(lab.client());
             let server = Server::hello(lab.server(), family, 80);
-            let (port, found) = syn_while_full(&lab, &sheer, to);
+            let (port, found) = syn_while_full(&lab, &sheer, family, to);
             assert_eq!(found, met, "{family}, {when_down}");
             assert!(sheer.json("status")["failures"]["failed_fragment_insert"].as_u64().unwrap() > 0);
             let answered = || capture.count(|p| p.source == to && p.destination.port() == port && !p.resets);
@@ -257,13 +266,14 @@ fn a_connection_of_the_proxys_waits_until_the_map_has_room_and_never_leaks() {
     let lab = Lab::new();
     let (client, host) = (lab.client(), lab.server());
     let sheer = Sheer::on(&lab).tcp("80").start();
+    lab.middle().configure(&format!("route add blackhole {}\n", nowhere(Family::V4)));
     let server = Server::echo(host, Family::V4, 80);
     let _up = Cutter::on(client, host.v4(), SMALL, Arrival::InOrder);
     let mut stream = client.connect(server.address());
     ping(&mut stream).unwrap();
     let capture = Capture::start(host);
     let seen: BTreeSet<_> = {
-        fill(&lab, server.address(), 1);
+        fill(&lab, Family::V4, 1);
         ping(&mut stream).unwrap();
         capture.packets().iter().filter(|p| p.destination.port() == 80).map(|p| p.source).collect()
     };

@@ -15,9 +15,12 @@ use sheer::{
 };
 use sheer_common::{
     abi::Settings,
+    fragment::{MAX_FRAGMENTS, MAX_HELD, MAX_HELD_EACH, MAX_HELD_LEN},
     verdict::{Counters, HelperFailure, Verdict},
 };
-use sheer_tests::{Frame, MARK, Namespace, Tag, bring_into_force, load_programs};
+use sheer_tests::{
+    Frame, MARK, Namespace, PATIENCE, Tag, bring_into_force, cut, fragment, load_programs, wait_until,
+};
 
 const CLIENT: &str = "198.51.100.7:40000";
 const SERVER: &str = "203.0.113.9:80";
@@ -70,6 +73,10 @@ impl Bench {
         self.run(program::ETHER, &frame.bytes())
     }
 
+    fn packet(&mut self, packet: &[u8]) -> Outcome {
+        self.run(program::ETHER, &framed(packet))
+    }
+
     fn run(&mut self, name: &'static str, packet: &[u8]) -> Outcome {
         let before = self.dataplane.counters().unwrap();
         let mut context = [0; 192];
@@ -87,6 +94,12 @@ impl Bench {
             failure: the_one_raised(HelperFailure::ALL, &before, &after, HelperFailure::of),
         }
     }
+}
+
+/// A packet behind an Ethernet header.
+fn framed(packet: &[u8]) -> Vec<u8> {
+    let ethertype: [u8; 2] = if packet[0] >> 4 == 4 { [0x08, 0x00] } else { [0x86, 0xdd] };
+    [&[0x02; 12][..], &ethertype, packet].concat()
 }
 
 /// The one counter of `all` that rose, by one.
@@ -217,7 +230,7 @@ fn frames_that_are_not_tcp_segments_are_let_pass_by_their_kind() {
         for syn in [&v4, &v6] {
             assert_eq!(b.ethernet(&syn.clone().sctp()), Outcome::passed(Verdict::PassOtherProtocol));
             assert_eq!(b.ethernet(&syn.clone().udp()), Outcome::passed(Verdict::PassNoService));
-            assert_eq!(b.ethernet(&syn.clone().fragment()), Outcome::passed(Verdict::PassFragment));
+            assert_eq!(b.ethernet(&syn.clone().sctp().fragment()).answer, UNSPEC);
             let whole = syn.bytes();
             // The kernel runs no test on a packet without a whole IP header; the parser's unit tests cut there too.
             let tcp_at = whole.len() - 20;
@@ -259,5 +272,164 @@ fn without_settings_every_packet_passes() {
         let [syn, _] = syns();
         let outcome = b.ethernet(&syn);
         assert_eq!((outcome.answer, outcome.failure), (UNSPEC, Some(HelperFailure::MapLookup)));
+    });
+}
+
+/// SYNs of both families with data, to be cut.
+fn long_syns() -> [Vec<u8>; 2] {
+    syns().map(|syn| syn.with_payload(100).ip())
+}
+
+#[test]
+fn fragments_fare_as_the_first() {
+    bench(WhenDown::Closed, |b| {
+        let drop = |verdict| Outcome { answer: SHOT, mark: 0, verdict: Some(verdict), failure: None };
+        for syn in long_syns() {
+            let pieces = cut(&syn, 64, 1);
+            assert_eq!(b.packet(&pieces[0]), drop(Verdict::DropDown));
+            assert_eq!(b.packet(&pieces[1]), drop(Verdict::DropFragment));
+            // It was the last one: nothing is remembered any more.
+            assert_eq!(b.packet(&pieces[1]), drop(Verdict::HoldFragment));
+            let other = cut(&syn, 64, 2);
+            assert_eq!(b.packet(&other[1]), drop(Verdict::HoldFragment));
+            assert_eq!(b.packet(&other[0]), drop(Verdict::DropDown));
+            let later = fragment(&syn, &[0; 64], 64, true, 2);
+            assert_eq!(b.packet(&later), drop(Verdict::DropFragment));
+        }
+    });
+}
+
+#[test]
+fn a_fragment_that_would_write_over_the_flags_of_a_segment_is_dropped() {
+    bench(WhenDown::Open, |b| {
+        for syn in long_syns() {
+            assert_eq!(b.packet(&cut(&syn, 64, 1)[0]).verdict, Some(Verdict::PassDown));
+            for (offset, verdict) in
+                [(8, Verdict::DropFragment), (16, Verdict::DropFragment), (24, Verdict::PassFragment)]
+            {
+                assert_eq!(b.packet(&fragment(&syn, &[2; 8], offset, true, 1)).verdict, Some(verdict));
+            }
+        }
+    });
+}
+
+#[test]
+fn a_first_fragment_that_others_wait_for_goes_on_as_it_came() {
+    bench(WhenDown::Open, |b| {
+        for (id, syn) in (1..).zip(long_syns()) {
+            let pieces = cut(&syn, 24, id);
+            for later in pieces[1..].iter().rev() {
+                assert_eq!(b.packet(later).verdict, Some(Verdict::HoldFragment));
+            }
+            let mut out = vec![0; 2048];
+            let mut options = TestRunOptions::new();
+            let frame = framed(&pieces[0]);
+            options.data_in = Some(&frame);
+            options.data_out = Some(&mut out);
+            let ran = b.dataplane.classifier(program::ETHER).unwrap().test_run(options).unwrap();
+            assert_eq!((ran.return_value, &out[..ran.data_size_out as usize]), (UNSPEC, &frame[..]));
+            assert_eq!(HelperFailure::FragmentRelease.of(&b.dataplane.counters().unwrap()), 0);
+        }
+    });
+}
+
+#[test]
+fn where_no_more_datagrams_can_be_remembered_when_down_decides_for_new_connections() {
+    for (when_down, verdict, answer) in
+        [(WhenDown::Open, Verdict::PassFragment, UNSPEC), (WhenDown::Closed, Verdict::DropFragment, SHOT)]
+    {
+        bench(when_down, |b| {
+            let listeners = bind_listeners(1, MARK, 16).unwrap();
+            b.dataplane.set_listeners(&listeners).unwrap();
+            let [syn, _] = long_syns();
+            let stranger = Frame::data(addr(CLIENT), addr("203.0.113.9:81")).ip();
+            assert_eq!(b.packet(&cut(&syn, 64, 0)[0]), Outcome::steered(Verdict::SteerNew));
+            for id in 1..MAX_FRAGMENTS as u32 {
+                assert_eq!(b.packet(&cut(&stranger, 64, id)[0]).failure, None, "{id}");
+            }
+            let more = MAX_FRAGMENTS as u32;
+            let before = b.dataplane.counters().unwrap();
+            let run = |b: &mut Bench, packet: &[u8]| {
+                let mut options = TestRunOptions::new();
+                let frame = framed(packet);
+                options.data_in = Some(&frame);
+                b.dataplane.classifier(program::ETHER).unwrap().test_run(options).unwrap().return_value
+            };
+            assert_eq!(run(b, &cut(&syn, 64, more)[0]), answer);
+            assert_eq!(run(b, &cut(&stranger, 64, more)[0]), UNSPEC, "what passes by itself still does");
+            let after = b.dataplane.counters().unwrap();
+            assert_eq!(verdict.of(&after) - verdict.of(&before), 1);
+            assert_eq!(HelperFailure::FragmentInsert.of(&after), 2);
+            // Of one behind the first no service is known: the dataplane's word counts.
+            let settings = b.dataplane.settings().unwrap();
+            for closed in [0, 1] {
+                b.dataplane.set_settings(Settings { closed, ..settings }).unwrap();
+                let later = b.packet(&cut(&syn, 64, more)[1]);
+                assert_eq!(later.failure, Some(HelperFailure::FragmentInsert));
+                assert_eq!(later.answer, if closed == 0 { UNSPEC } else { SHOT });
+            }
+            // Those that were there before are followed all the same.
+            let known = fragment(&syn, &[0; 64], 64, true, 0);
+            assert_eq!(b.packet(&known), Outcome::steered(Verdict::SteerFragment));
+        });
+    }
+}
+
+#[test]
+fn where_no_more_fragments_can_wait_when_down_decides() {
+    bench(WhenDown::Open, |b| {
+        let [syn, _] = long_syns();
+        let later = |id, len| fragment(&syn, &vec![0; len], 64, true, id);
+        let held =
+            |outcome: &Outcome| outcome.verdict == Some(Verdict::HoldFragment) && outcome.failure.is_none();
+        for _ in 0..MAX_HELD_EACH {
+            assert!(held(&b.packet(&later(0, 64))));
+        }
+        let passed =
+            Outcome { failure: Some(HelperFailure::FragmentHold), ..Outcome::passed(Verdict::PassFragment) };
+        assert_eq!(b.packet(&later(0, 64)), passed, "too many of one datagram");
+        assert_eq!(b.packet(&later(1, MAX_HELD_LEN)), passed, "too long");
+        assert!(held(&b.packet(&later(1, 1480))));
+        for id in 2..=MAX_HELD as u32 - MAX_HELD_EACH {
+            assert!(held(&b.packet(&later(id, 64))), "{id}");
+        }
+        assert_eq!(b.packet(&later(5000, 64)), passed, "too many in all");
+        let settings = b.dataplane.settings().unwrap();
+        b.dataplane.set_settings(Settings { closed: 1, ..settings }).unwrap();
+        assert_eq!(b.packet(&later(5001, 64)).verdict, Some(Verdict::DropFragment));
+        // Room comes back when they have waited for too long.
+        wait_until("a fragment can wait again", PATIENCE, || {
+            b.dataplane.sweep_fragments().unwrap();
+            held(&b.packet(&later(5002, 64))).then_some(())
+        });
+    });
+}
+
+#[test]
+fn what_was_decided_about_a_datagram_does_not_hold_for_long() {
+    bench(WhenDown::Open, |b| {
+        let [syn, _] = long_syns();
+        assert_eq!(b.packet(&cut(&syn, 64, 1)[0]).verdict, Some(Verdict::PassDown));
+        let later = fragment(&syn, &[0; 8], 64, true, 1);
+        assert_eq!(b.packet(&later).verdict, Some(Verdict::PassFragment));
+        wait_until("it is forgotten", PATIENCE, || {
+            (b.packet(&later).verdict == Some(Verdict::HoldFragment)).then_some(())
+        });
+        assert_eq!(b.packet(&cut(&syn, 64, 1)[0]).verdict, Some(Verdict::PassDown));
+        assert_eq!(b.packet(&later).verdict, Some(Verdict::PassFragment), "known anew");
+    });
+}
+
+#[test]
+fn to_be_asked_leaves_nothing_behind() {
+    bench(WhenDown::Open, |b| {
+        let syn = Frame::syn(addr(CLIENT), addr(SERVER)).with_payload(100);
+        let pieces = cut(&syn.ip(), 64, 1);
+        for piece in [&pieces[0], &pieces[1]] {
+            let asked = b.run(program::EXPLAIN, &framed(piece));
+            assert_eq!((asked.verdict, asked.failure), (None, None));
+        }
+        let first = b.run(program::ETHER, &framed(&pieces[1]));
+        assert_eq!(first.verdict, Some(Verdict::HoldFragment), "nothing is known of it");
     });
 }

@@ -147,7 +147,7 @@ fn an_endless_chain_of_extension_headers_ends() {
 fn fragments(offset: u16, more: bool, body: &[u8]) -> [Vec<u8>; 2] {
     let mut v4 = ipv4(0, body);
     v4[4..6].copy_from_slice(&[0xab, 0xcd]);
-    v4[6..8].copy_from_slice(&(offset / 8 | u16::from(more) << 13).to_be_bytes());
+    v4[6..8].copy_from_slice(&((offset / 8) | (u16::from(more) << 13)).to_be_bytes());
     let mut behind = vec![6, 0];
     behind.extend((offset | u16::from(more)).to_be_bytes());
     behind.extend([1, 2, 0xab, 0xcd]);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::wait::PATIENCE;
+use crate::wait::{PATIENCE, stretched};
 
 /// How to connect.
 #[derive(Debug, Clone, Copy)]
@@ -21,7 +21,7 @@ impl Dial {
     /// To there, from whatever address and port the kernel chooses.
     #[must_use]
     pub fn to(to: SocketAddr) -> Self {
-        Self { to, from: None, within: PATIENCE, receive_buffer: None }
+        Self { to, from: None, within: stretched(PATIENCE), receive_buffer: None }
     }
 
     /// From exactly this address and port, also when the port was in use a moment ago (SO_REUSEADDR).
@@ -97,8 +97,8 @@ pub fn ping(stream: &mut TcpStream) -> io::Result<()> {
 
 /// Lets reads and writes fail rather than hang.
 pub(crate) fn patient(stream: &TcpStream) {
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(stretched(PATIENCE))).unwrap();
+    stream.set_write_timeout(Some(stretched(PATIENCE))).unwrap();
 }
 
 /// Ends the connection with RST instead of FIN.

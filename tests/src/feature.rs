@@ -4,6 +4,8 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use aya::programs::{SchedClassifier, TcAttachType};
+
 use crate::namespace::Namespace;
 
 /// Something a scenario needs from the kernel, with the programs that set it up.
@@ -35,12 +37,33 @@ pub enum Feature {
     Dummy,
     /// Loss, delay and reordering on purpose (sch_netem).
     Netem,
+    /// Programs at tc that are links of their own (Linux 6.6), not filters under a clsact qdisc.
+    Tcx,
 }
 
 impl Feature {
-    /// A command line for a shell in an empty network namespace.
-    fn probe(self) -> &'static str {
-        match self {
+    /// Whether the kernel has it: for scenarios that expect something else where it has not.
+    ///
+    /// # Panics
+    /// Without root.
+    #[must_use]
+    pub fn is_there(self) -> bool {
+        self.lacking().is_none()
+    }
+
+    /// Why the kernel cannot, if it cannot.
+    fn lacking(self) -> Option<String> {
+        let Some(line) = self.probe() else {
+            return SchedClassifier::query_tcx("lo", TcAttachType::Ingress).err().map(|e| e.to_string());
+        };
+        let output = Namespace::new("probe").command("sh").args(["-c", line]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', " ");
+        (!output.status.success()).then_some(said)
+    }
+
+    /// A command line for a shell in an empty network namespace; none where no program can tell.
+    fn probe(self) -> Option<&'static str> {
+        Some(match self {
             // A VLAN device cannot stand on `lo` (NETIF_F_VLAN_CHALLENGED).
             Self::Vlan => {
                 "ip link add probe type veth peer name other && ip link add link probe name above type vlan id 7"
@@ -63,7 +86,8 @@ impl Feature {
             Self::Wireguard => "wg --version && ip link add probe type wireguard",
             Self::Dummy => "ip link add probe type dummy",
             Self::Netem => "tc qdisc add dev lo root netem delay 1ms",
-        }
+            Self::Tcx => return None,
+        })
     }
 }
 
@@ -75,12 +99,7 @@ static SKIPPED: AtomicU32 = AtomicU32::new(0);
 /// Without root.
 #[must_use]
 pub fn missing(feature: Feature, scenario: &str) -> bool {
-    let probe = Namespace::new("probe");
-    let output = probe.command("sh").args(["-c", feature.probe()]).output().unwrap();
-    if output.status.success() {
-        return false;
-    }
-    let reason = String::from_utf8_lossy(&output.stderr).trim().replace('\n', " ");
+    let Some(reason) = feature.lacking() else { return false };
     skip(scenario, &format!("this kernel lacks {feature:?}: {reason}"));
     true
 }

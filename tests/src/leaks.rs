@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::namespace::Namespace;
-use crate::wait::wait_until;
+use crate::wait::{stretched, wait_until};
 
 /// How long the kernel may take to free what nobody holds any more (RCU, workqueues).
 const FREEING: Duration = Duration::from_secs(10);
@@ -132,7 +132,7 @@ fn assert_clean(instance: &str, look: impl Fn() -> Vec<String>) {
     let start = Instant::now();
     let left = wait_until("the kernel has had its time", FREEING * 2, || {
         let left = look();
-        (left.is_empty() || start.elapsed() > FREEING).then_some(left)
+        (left.is_empty() || start.elapsed() > stretched(FREEING)).then_some(left)
     });
     assert!(left.is_empty(), "instance {instance} left behind:\n  {}", left.join("\n  "));
 }

@@ -55,4 +55,4 @@ pub use peers::{Connection, Ended, Server};
 pub use process::Process;
 pub use programs::{InFront, MARK, bring_into_force, load_programs};
 pub use sheer::{Sheer, SheerBuilder, binary, reasons};
-pub use wait::{PATIENCE, wait_until};
+pub use wait::{PATIENCE, stretched, wait_until};

@@ -153,6 +153,10 @@ fn moved<'lab>(old: &'lab Lab, new: &'lab Lab) -> (Sheer<'lab>, Sheer<'lab>) {
 
 #[test]
 fn an_instance_killed_in_one_network_namespace_can_be_started_in_another_one() {
+    // Filters under clsact have no pin that could be taken away from elsewhere.
+    if missing(Feature::Tcx, "what a dead instance left in another network namespace goes with its pins") {
+        return;
+    }
     let (old, new) = (Lab::new(), Lab::new());
     let (dead, sheer) = moved(&old, &new);
     // Its programs have gone with their pins.

@@ -3,6 +3,7 @@
 
 mod bench;
 mod build;
+mod debian;
 mod interrupt;
 mod lab;
 mod peer;
@@ -51,6 +52,13 @@ enum Command {
     Test {
         /// Only tests whose names contain this
         filter: Option<String>,
+        /// Only the scenarios, on these kernels of Debian's, emulated: 5.10, 6.1, 6.12, 7.2, or all; `own` is this
+        /// machine's
+        #[arg(long, value_name = "LIST", num_args = 0..=1, default_missing_value = test::kernels::ALL, value_delimiter = ',')]
+        kernels: Vec<test::kernels::Kernel>,
+        /// The same as FILTER, for use after `--kernels`
+        #[arg(long, value_name = "FILTER", conflicts_with = "filter")]
+        only: Option<String>,
         /// Arguments for the test harness, such as `--test-threads=1`
         #[arg(last = true)]
         harness: Vec<String>,
@@ -117,7 +125,13 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Lab { action: LabAction::Up } => lab::up()?,
         Command::Lab { action: LabAction::Down } => lab::down()?,
         Command::Lab { action: LabAction::Exec { namespace, command } } => lab::exec(&namespace, &command)?,
-        Command::Test { filter, harness } => return test::run(filter.as_deref(), &harness),
+        Command::Test { filter, kernels, only, harness } => {
+            let filter = filter.or(only);
+            return match kernels.as_slice() {
+                [] => test::run(filter.as_deref(), &harness),
+                kernels => test::kernels::run(kernels, filter.as_deref(), &harness),
+            };
+        }
         Command::Bench(options) => return bench::run(&options),
         Command::BenchAsRoot(job) => return bench::run_as_root(&job.options, &job.sheer, &job.out),
         Command::Load(load) => bench::load::run(&load)?,

@@ -25,6 +25,16 @@ pub fn acquire<S: AsRef<OsStr>>(needs: &str, arguments: &[S]) -> Result<()> {
     Err(replace_process(&mut sudo)).context("cannot start sudo")
 }
 
+/// `program` as root's command.
+pub fn command(program: &str) -> Command {
+    if rustix::process::geteuid().is_root() {
+        return Command::new(program);
+    }
+    let mut sudo = Command::new("sudo");
+    sudo.args(["--", program]);
+    sudo
+}
+
 /// Turns this process into `command`; returns only the reason why it could not.
 pub fn replace_process(command: &mut Command) -> io::Error {
     command.exec()

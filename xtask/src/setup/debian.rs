@@ -1,7 +1,7 @@
-//! Debian's package `rust-src`, fetched and unpacked beside the system without installing or configuring anything.
+//! Debian's package `rust-src`, of exactly the compiler's version.
 //!
 //! A compiler from rustup is usually newer than the system's own release, so the suites that carry newer packages are
-//! asked one after the other, from the mirror that the machine is set up to use.
+//! asked one after the other.
 
 use std::{
     fs,
@@ -12,21 +12,16 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use ebpf_build::Rustc;
 
-use crate::process;
+use crate::{
+    debian::{self, Apt},
+    process,
+};
 
 /// In the order in which a release of Rust reaches them and stays there.
 const SUITES: [&str; 4] = ["trixie-backports", "bookworm-backports", "sid", "forky"];
 
-/// Where Debian's own keys are, for a machine whose sources name none.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-
 pub(super) fn fetch(tools: &Path, rustc: &Rustc) -> Result<()> {
-    for program in ["apt-get", "apt-cache", "dpkg"] {
-        if !process::exists(program) {
-            bail!("{program} is not there; this is no Debian");
-        }
-    }
-    let mirror = mirror()?;
+    let mirror = debian::mirror()?;
     fs::create_dir_all(tools).with_context(|| format!("cannot create {}", tools.display()))?;
     let scratch = Scratch::new(tools)?;
     let mut reasons = Vec::new();
@@ -79,60 +74,6 @@ fn matching_version<'a>(madison: &'a str, release: &str) -> Option<&'a str> {
     fitting.next()
 }
 
-/// The mirror of the machine's main Debian suite, out of its own apt configuration.
-fn mirror() -> Result<String> {
-    let format = "$(REPO_URI)|$(SUITE)|$(CODENAME)|$(LABEL)|$(COMPONENT)";
-    let lists = process::capture(Command::new("apt-get").args(["indextargets", "--format", format]))?;
-    main_mirror(&lists).ok_or_else(|| anyhow!("apt knows no mirror of Debian's main suite"))
-}
-
-/// The label tells Debian's archive from other vendors' and from Debian's own security archive (`Debian-Security`).
-/// Where apt has no lists yet the label is empty; then the component and the address have to do.
-fn main_mirror(lists: &str) -> Option<String> {
-    let rows: Vec<Vec<&str>> = lists.lines().map(|line| line.split('|').collect()).collect();
-    let is_main = |row: &&Vec<&str>| row.get(4) == Some(&"main") && !row[0].contains("security");
-    let labelled = rows.iter().filter(is_main).find(|row| row[3] == "Debian");
-    labelled
-        .or_else(|| rows.iter().filter(is_main).find(|row| row[0].contains("/debian")))
-        .map(|row| row[0].to_owned())
-}
-
-/// apt with its own sources, lists and cache: nothing of the system's is read for the choice, or changed.
-struct Apt {
-    options: Vec<String>,
-}
-
-impl Apt {
-    fn prepare(scratch: &Path, mirror: &str, suite: &str) -> Result<Self> {
-        let sources = scratch.join("sources.list");
-        let signed =
-            if Path::new(KEYRING).exists() { format!("[signed-by={KEYRING}] ") } else { String::new() };
-        fs::write(&sources, format!("deb {signed}{mirror} {suite} main\n"))?;
-        let (lists, cache) = (scratch.join("lists"), scratch.join("cache"));
-        fs::create_dir_all(lists.join("partial"))?;
-        fs::create_dir_all(cache.join("archives/partial"))?;
-        let options = vec![
-            format!("Dir::Etc::sourcelist={}", sources.display()),
-            "Dir::Etc::sourceparts=/dev/null".to_owned(),
-            "Dir::Etc::preferencesparts=/dev/null".to_owned(),
-            format!("Dir::State::lists={}", lists.display()),
-            format!("Dir::Cache={}", cache.display()),
-            // One index is enough, and the downloaded file must be ours, not the sandbox user's.
-            "Acquire::Languages=none".to_owned(),
-            "APT::Sandbox::User=".to_owned(),
-        ];
-        Ok(Self { options })
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        for option in &self.options {
-            command.args(["-o", option]);
-        }
-        command
-    }
-}
-
 /// A directory that is removed with the value.
 struct Scratch {
     dir: PathBuf,
@@ -167,16 +108,5 @@ mod tests {
         assert_eq!(matching_version(" rust-src | 1.95.01-1 | x\n", "1.95.0"), None);
         assert_eq!(matching_version(" rust-src | 1.85.0+dfsg3-1 | x\n", "1.95.0"), None);
         assert_eq!(matching_version("", "1.95.0"), None);
-    }
-
-    #[test]
-    fn the_mirror_is_debians_own() {
-        let lists = "https://example.net/apt/|cloud|cloud|Example|main\n\
-                     http://mirror.example/debian-security/|stable-security|bookworm-security|Debian-Security|main\n\
-                     http://mirror.example/debian/|oldstable|bookworm|Debian|main\n";
-        assert_eq!(main_mirror(lists).as_deref(), Some("http://mirror.example/debian/"));
-        let without_lists = "http://mirror.example/debian/||||main";
-        assert_eq!(main_mirror(without_lists).as_deref(), Some("http://mirror.example/debian/"));
-        assert_eq!(main_mirror("https://example.net/apt/|cloud|cloud|Example|main"), None);
     }
 }

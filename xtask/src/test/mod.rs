@@ -3,6 +3,7 @@
 //! Unit tests run as the user, the scenarios of `sheer-tests` as root against the release binary. Both are built as the
 //! user.
 
+pub mod kernels;
 mod output;
 
 use std::{
@@ -48,22 +49,34 @@ pub fn run(filter: Option<&str>, harness: &[String]) -> Result<ExitCode> {
 
     ui::heading("Scenarios, as root");
     let step = ui::Step::begin_shown("build", "cargo test --no-run --package sheer-tests");
-    let programs = scenario_programs()?;
+    let programs = scenario_programs("dev")?;
     step.done(format_args!("{} test programs", programs.len()));
+    run_scenarios(&sheer, &programs, filter, harness, &mut tally)?;
+    Ok(summarize(&tally, started))
+}
+
+/// Runs the scenarios on this machine's own kernel.
+fn run_scenarios(
+    sheer: &Path,
+    programs: &[Program],
+    filter: Option<&str>,
+    harness: &[String],
+    tally: &mut Tally,
+) -> Result<()> {
     let skips = workspace::target().join("skipped-scenarios.log");
     std::fs::write(&skips, "").with_context(|| format!("cannot write {}", skips.display()))?;
     for program in programs {
         ui::note(&program.name);
-        let mut command = as_root(&sheer, &skips, &program);
+        let mut command = as_root(sheer, &skips, program);
         command.args(filter).args(harness);
         let before = tally.failed.len();
-        let success = follow(&mut command, &mut tally)?;
+        let success = follow(&mut command, tally)?;
         if !success && tally.failed.len() == before {
             tally.failed.push(format!("{}: the test program ended without a result", program.name));
         }
     }
     tally.take_skips(&std::fs::read_to_string(&skips)?);
-    Ok(summarize(&tally, started))
+    Ok(())
 }
 
 /// Asked before the first minute is spent on building.
@@ -101,6 +114,12 @@ struct Program {
 struct Message {
     executable: Option<PathBuf>,
     target: Option<Target>,
+    profile: Option<Profile>,
+}
+
+#[derive(Deserialize)]
+struct Profile {
+    test: bool,
 }
 
 #[derive(Deserialize)]
@@ -108,18 +127,20 @@ struct Target {
     name: String,
 }
 
-fn scenario_programs() -> Result<Vec<Program>> {
+fn scenario_programs(profile: &str) -> Result<Vec<Program>> {
     let mut cargo = workspace::cargo();
-    cargo.args(["test", "--package", SCENARIOS, "--no-run", "--message-format=json-render-diagnostics"]);
+    cargo.args(["test", "--package", SCENARIOS, "--no-run", "--profile", profile]);
+    cargo.arg("--message-format=json-render-diagnostics");
     let output = cargo.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
     if !output.status.success() {
         bail!("the scenarios do not build; see above");
     }
     let messages =
         output.stdout.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
-    let programs = messages.filter_map(|message: Message| {
-        Some(Program { path: message.executable?, name: message.target?.name })
-    });
+    // Programs that scenarios may start are built as well.
+    let programs = messages.filter(|message: &Message| message.profile.as_ref().is_some_and(|p| p.test));
+    let programs = programs
+        .filter_map(|message| Some(Program { path: message.executable?, name: message.target?.name }));
     Ok(programs.collect())
 }
 

@@ -57,6 +57,11 @@ impl Tally {
         }
     }
 
+    /// A harness died: what comes next is another one's.
+    pub fn interrupted(&mut self) {
+        self.section = Section::Running;
+    }
+
     fn running(&mut self, line: &str) -> bool {
         if let Some((name, result)) = line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... "))
             && let Some(reason) = result.strip_prefix("ignored")

@@ -11,7 +11,7 @@
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use sheer_common::{
     abi::{Family, Protocol},
-    fragment::{FRAGMENTS_NS, Fate, FragmentKey, Fragments, HeldKey, MAX_HELD_EACH},
+    fragment::{FRAGMENTS_NS, Fate, FragmentKey, Fragments, Held, HeldKey, MAX_HELD_EACH},
     policy::WhenDown,
     verdict::{HelperFailure, Verdict},
 };
@@ -184,20 +184,40 @@ fn put_aside(frame: &Frame<'_>, segment: &Segment, key: &mut HeldKey) -> bool {
     if !frame.take_down(segment.ip_offset, room) {
         return false;
     }
-    for place in 0..MAX_HELD_EACH {
-        key.place = place;
-        match held.insert(&*key, &*room, BPF_NOEXIST.into()) {
-            Ok(()) => return true,
-            Err(EXISTS) => {}
-            Err(_) => return false,
+    // Written so that the loop begins where it jumps back to: Linux 5.10 takes no other.
+    key.place = 0;
+    loop {
+        match put(key, room, now) {
+            Put::Done => return true,
+            Put::Failed => return false,
+            Put::Taken => {}
         }
-        // SAFETY: one number is read, of an entry of this map.
-        let old = held.get_ptr(&*key).is_some_and(|h| unsafe { (*h).until_ns } <= now);
-        if old && held.insert(&*key, &*room, BPF_ANY.into()).is_ok() {
-            return true;
+        key.place += 1;
+        if key.place >= MAX_HELD_EACH {
+            return false;
         }
     }
-    false
+}
+
+/// What came of putting a fragment into a place.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Put {
+    Done,
+    /// Another one is there.
+    Taken,
+    Failed,
+}
+
+#[inline(never)]
+fn put(key: &HeldKey, room: &Held, now: u64) -> Put {
+    match held.insert(key, room, BPF_NOEXIST.into()) {
+        Ok(()) => return Put::Done,
+        Err(EXISTS) => {}
+        Err(_) => return Put::Failed,
+    }
+    // SAFETY: one number is read, of an entry of this map.
+    let old = held.get_ptr(key).is_some_and(|h| unsafe { (*h).until_ns } <= now);
+    if old && held.insert(key, room, BPF_ANY.into()).is_ok() { Put::Done } else { Put::Taken }
 }
 
 /// Sends on what has waited for this first fragment; false where that has spoilt the fragment itself.
@@ -211,28 +231,57 @@ fn release(frame: &Frame<'_>, segment: &Segment, key: &mut HeldKey, fate: Fate) 
     };
     // SAFETY: as above.
     let room = unsafe { &mut *room };
-    let (at, now) = (segment.ip_offset, policy::coarse_now());
-    let can_change = fate != Fate::Drop && frame.take_down(at, room);
+    let at = segment.ip_offset;
+    let outlet = match fate {
+        Fate::Drop => Outlet::Shut,
+        _ if frame.take_down(at, room) => Outlet::Open,
+        _ => Outlet::Blocked,
+    };
     let mut changed = false;
-    for place in 0..MAX_HELD_EACH {
-        key.place = place;
-        let Some(waiting) = held.get_ptr(&*key) else { continue };
-        // Whoever removes it has it.
-        if held.remove(&*key).is_err() || fate == Fate::Drop {
-            continue;
-        }
-        // SAFETY: memory of a removed entry is given to another one on this CPU at the earliest, where nothing of ours
-        // runs before this program ends.
-        let waiting = unsafe { &*waiting };
-        if waiting.until_ns <= now {
-            continue;
-        }
-        changed |= can_change;
-        if !can_change || !frame.become_bytes(at, waiting) || !frame.come_in_anew() {
-            stats::failure(HelperFailure::FragmentRelease);
+    // See `put_aside` for its form.
+    key.place = 0;
+    loop {
+        changed |= send_on(frame, at, key, outlet);
+        key.place += 1;
+        if key.place >= MAX_HELD_EACH {
+            break;
         }
     }
     !changed || frame.become_bytes(at, room)
+}
+
+/// What becomes of fragments that have waited.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Outlet {
+    /// They come in anew.
+    Open,
+    /// They are dropped, as the first one is.
+    Shut,
+    /// The packet at hand cannot be turned into them.
+    Blocked,
+}
+
+/// Whether the packet at hand has been turned into the fragment that has waited in a place.
+#[inline(never)]
+fn send_on(frame: &Frame<'_>, at: u32, key: &HeldKey, outlet: Outlet) -> bool {
+    let Some(waiting) = held.get_ptr(key) else {
+        return false;
+    };
+    // Whoever removes it has it.
+    if held.remove(key).is_err() || outlet == Outlet::Shut {
+        return false;
+    }
+    // SAFETY: memory of a removed entry is given to another one on this CPU at the earliest, where nothing of ours
+    // runs before this program ends.
+    let waiting = unsafe { &*waiting };
+    if waiting.until_ns <= policy::coarse_now() {
+        return false;
+    }
+    let open = outlet == Outlet::Open;
+    if !open || !frame.become_bytes(at, waiting) || !frame.come_in_anew() {
+        stats::failure(HelperFailure::FragmentRelease);
+    }
+    open
 }
 
 /// A first fragment where there is no room for a note: the others will be treated as strangers.

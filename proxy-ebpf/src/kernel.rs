@@ -435,40 +435,19 @@ impl Frame<'_> {
     #[inline(always)]
     pub fn take_down(&self, at: u32, to: &mut Held) -> bool {
         to.len = self.ctx.len().wrapping_sub(at);
-        if to.len >= MAX_HELD_LEN as u32 {
+        if to.len == 0 || to.len > MAX_HELD_LEN as u32 || !self.begins_at_network_header(at) {
             return false;
         }
-        let Some(len) = length(to) else {
-            return false;
-        };
-        let bytes = to.bytes.as_mut_ptr().cast();
-        if !self.begins_with_network_header() {
-            return false;
-        }
+        let (bytes, len) = (to.bytes.as_mut_ptr().cast(), length(to));
         // SAFETY: the bytes are as many as there is room for.
         unsafe { bpf_skb_load_bytes(self.ctx.as_ptr(), at, bytes, len) == 0 }
-    }
-
-    /// Whether what it begins with is what the kernel sees there. Before Linux 5.14 a tunnel's packets begin with the outer
-    /// headers, which say other lengths.
-    #[inline(always)]
-    fn begins_with_network_header(&self) -> bool {
-        if self.layer == Layer::Ethernet {
-            return true;
-        }
-        let (mut first, mut network) = ([0u8; 8], [0u8; 8]);
-        // SAFETY: there is room for as many bytes.
-        let read = unsafe { bpf_skb_load_bytes(self.ctx.as_ptr(), 0, first.as_mut_ptr().cast(), 8) };
-        read == 0 && self.read(0, &raw mut network) && first == network
     }
 
     /// Replaces everything from this offset on; false where the kernel refuses, and the packet is then good for nothing.
     #[inline(always)]
     pub fn become_bytes(&self, at: u32, held: &Held) -> bool {
         let skb = self.ctx.skb.skb;
-        let Some(len) = length(held) else {
-            return false;
-        };
+        let len = length(held);
         // SAFETY: the bytes are as many as the entry has.
         unsafe {
             // What the network card has checked was another packet.
@@ -487,11 +466,12 @@ impl Frame<'_> {
     }
 }
 
-/// The length of an entry, if it has one.
+/// The length of an entry, which is not empty.
 #[inline(always)]
-fn length(held: &Held) -> Option<u32> {
+fn length(held: &Held) -> u32 {
     // SAFETY: a number. Volatile, because the verifier wants to see for itself that it is within bounds, and the compiler
     // would spare it that.
-    let len = unsafe { (&raw const held.len).read_volatile() } & (MAX_HELD_LEN as u32 - 1);
-    if len == 0 { None } else { Some(len) }
+    let len = unsafe { (&raw const held.len).read_volatile() };
+    // Before Linux 5.15 it does not learn from a comparison that a number is not zero.
+    (len.wrapping_sub(1) & (MAX_HELD_LEN as u32 - 1)) + 1
 }

@@ -135,7 +135,7 @@ fn a_firewall_that_drops_by_default_everywhere_is_named_and_its_cures_let_connec
         for hook in ["input", "forward", "output"] {
             strict(&lab, hook, &[]);
         }
-        let sheer = Sheer::on(&lab).tcp("7").source(source).option("--connect-timeout", "200ms").start();
+        let sheer = Sheer::on(&lab).tcp("7").source(source).option("--connect-timeout", "1s").start();
         let servers = servers(&lab);
         assert_fails(&lab, &servers, "without a rule");
         for id in ["firewall-input", "firewall-output"] {
@@ -183,7 +183,7 @@ fn masquerade(lab: &Lab) {
 fn masquerading_of_the_clients_is_named_and_its_cure_keeps_their_address() {
     let lab = Lab::new();
     masquerade(&lab);
-    let sheer = Sheer::on(&lab).tcp("7").option("--connect-timeout", "200ms").start();
+    let sheer = Sheer::on(&lab).tcp("7").option("--connect-timeout", "1s").start();
     let servers = servers(&lab);
     assert_fails(&lab, &servers, "masqueraded");
     cures(&lab, "nat").iter().for_each(|cure| sh(&lab, cure));

@@ -92,7 +92,7 @@ fn emulator(kernel: &Path, initramfs: &Path, console: &Path) -> Command {
         .arg(kernel)
         .arg("-initrd")
         .arg(initramfs)
-        .args(["-append", "console=ttyS0 panic=-1 rdinit=/init"])
+        .args(["-append", "console=ttyS0 panic=-1 no_timer_check rdinit=/init"])
         .args(["-serial", &format!("file:{}", console.display()), "-serial", "stdio"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped());

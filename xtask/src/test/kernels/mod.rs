@@ -2,8 +2,8 @@
 //!
 //! Debian's packaged kernels are booted in an emulator, each with one archive as its whole file system: the scenarios,
 //! `sheer`, the programs that scenarios run, and the kernel's own modules for the network. Nothing of it needs
-//! root, KVM or a network of the guest's. An emulated machine is ten times slower than a real one, which is why it tells
-//! the scenarios to wait longer.
+//! root, KVM or a network of the guest's. An emulated machine is many times slower than a real one, which is why it
+//! tells the scenarios to wait longer.
 
 mod archive;
 mod image;
@@ -58,6 +58,15 @@ const PACKAGED: [Packaged; 4] = [
 /// For the command line: all that are packaged.
 pub const ALL: &str = "5.10,6.1,6.12,7.2";
 
+impl Kernel {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Own => "own",
+            Self::Packaged(packaged) => packaged.version,
+        }
+    }
+}
+
 impl FromStr for Kernel {
     type Err = String;
 
@@ -95,12 +104,14 @@ pub fn run(kernels: &[Kernel], filter: Option<&str>, harness: &[String]) -> Resu
     let mut rows = Vec::new();
     for kernel in kernels {
         let row = match kernel {
-            Kernel::Own => job.on_own()?,
-            Kernel::Packaged(packaged) => job.on_packaged(packaged)?,
+            Kernel::Own => job.on_own(),
+            Kernel::Packaged(packaged) => job.on_packaged(packaged),
         };
-        rows.push(row);
+        // One that cannot be had is no reason to keep the others' results back.
+        rows.push(row.unwrap_or_else(|error| Row::not_run(kernel.name(), &error)));
+        report::write(&rows, &job.place)?;
     }
-    report::write(&rows, &job.place)?;
+    report::show(&rows);
     Ok(if rows.iter().all(Row::held) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

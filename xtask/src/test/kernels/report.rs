@@ -2,9 +2,9 @@
 
 use std::{fmt::Write, fs, path::Path};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 
-use crate::{test::output::Tally, ui, workspace};
+use crate::{test::output::Tally, ui};
 
 const HEADER: [&str; 5] = ["kernel", "release", "passed", "failed", "skipped"];
 
@@ -20,6 +20,13 @@ impl Row {
         Self { kernel: kernel.to_owned(), release: release.to_owned(), tally }
     }
 
+    /// A kernel on which nothing was run, for this reason.
+    pub fn not_run(kernel: &str, why: &Error) -> Self {
+        let mut tally = Tally::default();
+        tally.failed.push(format!("nothing was run: {why:#}"));
+        Self::new(kernel, "", tally)
+    }
+
     /// Whether something passed and nothing failed.
     pub fn held(&self) -> bool {
         self.tally.failed.is_empty() && self.tally.passed > 0
@@ -32,11 +39,8 @@ impl Row {
     }
 }
 
-/// Shows the table and writes it to `results.md` in `place`.
-///
-/// # Errors
-/// When it cannot be written.
-pub fn write(rows: &[Row], place: &Path) -> Result<()> {
+/// Shows what failed or was skipped, and the table.
+pub fn show(rows: &[Row]) {
     ui::heading("Kernels");
     for row in rows {
         for failed in &row.tally.failed {
@@ -48,10 +52,15 @@ pub fn write(rows: &[Row], place: &Path) -> Result<()> {
     }
     let cells: Vec<_> = rows.iter().map(Row::cells).collect();
     ui::table(&HEADER, &cells);
+}
+
+/// Writes the same to `results.md` in `place`.
+///
+/// # Errors
+/// When there is no room.
+pub fn write(rows: &[Row], place: &Path) -> Result<()> {
     let file = place.join("results.md");
-    fs::write(&file, markdown(rows)).with_context(|| format!("cannot write {}", file.display()))?;
-    ui::note(format_args!("in {}", workspace::shown(&file)));
-    Ok(())
+    fs::write(&file, markdown(rows)).with_context(|| format!("cannot write {}", file.display()))
 }
 
 fn markdown(rows: &[Row]) -> String {

@@ -184,16 +184,17 @@ fn put_aside(frame: &Frame<'_>, segment: &Segment, key: &mut HeldKey) -> bool {
     if !frame.take_down(segment.ip_offset, room) {
         return false;
     }
-    // Written so that the loop begins where it jumps back to: Linux 5.10 takes no other.
-    key.place = 0;
+    // Written so that the loop begins where it jumps back to, and that it counts in a register: Linux 5.10 takes no other.
+    let mut place = 0;
     loop {
+        key.place = place;
         match put(key, room, now) {
             Put::Done => return true,
             Put::Failed => return false,
             Put::Taken => {}
         }
-        key.place += 1;
-        if key.place >= MAX_HELD_EACH {
+        place += 1;
+        if place >= MAX_HELD_EACH {
             return false;
         }
     }
@@ -239,11 +240,12 @@ fn release(frame: &Frame<'_>, segment: &Segment, key: &mut HeldKey, fate: Fate) 
     };
     let mut changed = false;
     // See `put_aside` for its form.
-    key.place = 0;
+    let mut place = 0;
     loop {
+        key.place = place;
         changed |= send_on(frame, at, key, outlet);
-        key.place += 1;
-        if key.place >= MAX_HELD_EACH {
+        place += 1;
+        if place >= MAX_HELD_EACH {
             break;
         }
     }

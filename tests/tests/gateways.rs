@@ -22,7 +22,9 @@ fn address(family: Family) -> IpAddr {
 fn lab(gateways: u8) -> Lab {
     let lab = Lab::builder().clients(gateways).servers(1).build();
     for gateway in lab.clients() {
-        Family::BOTH.map(|family| gateway.configure(&format!("addr add {} dev lo\n", address(family))));
+        for family in Family::BOTH {
+            gateway.configure(&format!("addr add {} dev lo\n", address(family)));
+        }
     }
     lab
 }

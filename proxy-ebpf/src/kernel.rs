@@ -151,8 +151,13 @@ impl<'a> Frame<'a> {
     /// Whether the IP header stands where the frame says; before Linux 5.14 a tunnel's outer headers come first.
     #[inline(always)]
     pub fn begins_at_network_header(&self, ip_offset: u32) -> bool {
-        self.layer == Layer::Ethernet
-            || self.ctx.load::<[u8; 8]>(ip_offset as usize).ok() == self.copy(ip_offset)
+        if self.layer == Layer::Ethernet {
+            return true;
+        }
+        let (mut there, mut network) = ([0u8; 8], [0u8; 8]);
+        // SAFETY: there is room for as many bytes.
+        let read = unsafe { bpf_skb_load_bytes(self.ctx.as_ptr(), ip_offset, there.as_mut_ptr().cast(), 8) };
+        read == 0 && self.read(ip_offset, &raw mut network) && there == network
     }
 
     /// Exchanges the addresses of the Ethernet header, where there is one.

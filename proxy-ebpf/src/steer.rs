@@ -46,6 +46,9 @@ pub fn ingress(ctx: &TcContext, layer: Layer) -> i32 {
     let fate = fragment::settle(&frame, segment, &now, Fate::of(verdict));
     if fate == Fate::Steer {
         ctx.set_mark(now.mark);
+        if policy::answers_same_way() {
+            way::follow(&frame, &segment.key);
+        }
         if now.switched != 0 && frame.is_for_other_host() {
             take(&frame);
         }
@@ -93,7 +96,6 @@ pub fn decide<const DRY: bool>(frame: &Frame<'_>, now: &Now, segment: &mut Segme
     } else if segment.opens() {
         open::<DRY>(frame, segment, now)
     } else if known::<DRY>(ctx, segment) {
-        way::follow::<DRY>(frame, &segment.key, now);
         return Verdict::SteerFlow;
     } else if policy::is_own(&segment.key) && !policy::names_own(now, &segment.key) {
         // Delivered here without our help, whatever it is.

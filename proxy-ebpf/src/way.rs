@@ -11,7 +11,6 @@ use sheer_ebpf::parse::{Layer, Packet as _, parse};
 use crate::{
     kernel::{Frame, HelperFailed, room_for_segment},
     maps::ways,
-    policy::{self, Now, Side},
     stats,
 };
 
@@ -25,15 +24,8 @@ pub fn learn(frame: &Frame<'_>, key: &FlowKey) {
 }
 
 /// A client may come by another way from some packet on: its gateway has been replaced, or its routes have changed.
-#[inline(always)]
-pub fn follow<const DRY: bool>(frame: &Frame<'_>, key: &FlowKey, now: &Now) {
-    if !DRY && now.side == Side::In && policy::answers_same_way() {
-        update(frame, key);
-    }
-}
-
 #[inline(never)]
-fn update(frame: &Frame<'_>, key: &FlowKey) {
+pub fn follow(frame: &Frame<'_>, key: &FlowKey) {
     let answers = key.reversed();
     let Some(known) = ways.get_ptr_mut(&answers) else {
         return;

@@ -177,6 +177,68 @@ fn a_restart_with_other_interfaces_and_ports_leaves_nothing_of_the_old() {
 }
 
 #[test]
+fn a_restart_with_other_numbers_or_filters_takes_those_of_the_old_away() {
+    let lab = Lab::new();
+    let numbered = |table: u32| format!("table = {table}\n[[service]]\nname = \"web\"\nport = 80\n");
+    let mut first = Sheer::on(&lab).config(&numbered(8411)).start();
+    first.kill();
+    let second = first.restart_with(|builder| builder.config(&numbered(8412)));
+    let rules = lab.middle().sh("ip rule show");
+    assert!(rules.contains("lookup 8412") && !rules.contains("lookup 8411"), "{rules}");
+    second.stop();
+    let mut first = Sheer::on(&lab).tcp("80").option("--attach", "clsact").start();
+    first.kill();
+    let second = first.restart_with(|builder| builder.interfaces(&["clients0"]));
+    let filters = lab.middle().sh("tc filter show dev servers0 ingress");
+    assert!(filters.is_empty(), "{filters}");
+    second.stop();
+}
+
+#[test]
+fn from_the_first_packet_that_is_looked_at_there_is_a_listener() {
+    let lab = Lab::new();
+    let server = Server::hello(lab.server(), Family::V4, 80);
+    let done = AtomicBool::new(false);
+    let sheer = std::thread::scope(|scope| {
+        let _done = SetOnDrop(&done);
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                // One that the start meets in its handshake may fail.
+                let _ = lab.client().dial(Dial::to(server.address()).within(Duration::from_secs(1)));
+            }
+        });
+        wait_until("connections pass", PATIENCE, || (server.count() > 5).then_some(()));
+        let sheer = Sheer::on(&lab).tcp("80").start();
+        wait_until("connections are taken", PATIENCE, || (sheer.records().len() > 5).then_some(()));
+        sheer
+    });
+    assert_eq!(sheer.verdicts("pass_down"), 0);
+    sheer.stop();
+}
+
+#[test]
+fn sigterm_lets_a_slow_client_take_the_last_bytes() {
+    const BYTES: usize = 30_000;
+    let lab = Lab::new();
+    let sheer = Sheer::on(&lab).tcp("80").start();
+    let server = Server::start(lab.server(), Family::V4, 80, |mut stream| stream.write_all(&[7; BYTES]));
+    let mut stream = lab.client().dial(Dial::to(server.address()).receive_buffer(4096)).unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(sheer.record()["bytes_down"], BYTES, "the rest is the kernel's");
+    sheer.terminate();
+    wait_until("the instance says that it drains", PATIENCE, || {
+        (sheer.json("status")["state"] == "draining").then_some(())
+    });
+    for _ in 0..5 {
+        assert_eq!(sheer.json("status")["state"], "draining");
+    }
+    let mut taken = Vec::new();
+    stream.read_to_end(&mut taken).unwrap();
+    assert_eq!(taken.len(), BYTES);
+    assert!(sheer.wait().0.success());
+}
+
+#[test]
 fn sigterm_lets_running_connections_finish() {
     let lab = Lab::new();
     let mut sheer = Sheer::on(&lab).tcp("7").source("proxy").start();

@@ -1,11 +1,14 @@
 //! Limits, loops, and this host's own addresses.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has to fail")]
 
+use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use serde_json::Value;
 use sheer_tests::{Dial, Family, Lab, PATIENCE, Server, Sheer, read, wait_until};
+use socket2::{Domain, Socket, Type};
 
 #[test]
 fn beyond_the_connection_limit_new_ones_wait_and_it_is_said() {
@@ -69,6 +72,51 @@ fn any_number_of_workers_serves() {
         }
         assert_eq!(sheer.stop().len(), 40);
     }
+}
+
+/// Where several listeners share a port (SO_REUSEPORT), kernels before 6.6 lose what is assigned to one of them.
+#[test]
+fn every_worker_has_listeners_of_its_own_that_share_no_port_and_is_given_connections() {
+    let lab = Lab::new();
+    let sheer = Sheer::on(&lab).tcp("80").option("--workers", "3").start();
+    let listening = lab.middle().sh("ss -tlnH");
+    let at: Vec<SocketAddr> = listening.lines().map(|l| column(l, 3).parse().unwrap()).collect();
+    assert_eq!(at.len(), 6, "one of each family for each worker: {listening}");
+    for address in at {
+        let make = || Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
+        let socket = lab.middle().run(make);
+        socket.set_reuse_port(true).unwrap();
+        let shared = socket.bind(&address.into()).map_err(|e| e.kind());
+        assert_eq!(shared, Err(ErrorKind::AddrInUse), "{address} can be shared");
+    }
+    let server = Server::hello(lab.server(), Family::V4, 80);
+    (0..40).for_each(|_| drop(lab.client().ask(server.address())));
+    // Each worker counts in steps of their number.
+    let number = |record: &Value| record["id"].as_u64().unwrap() % 3;
+    let workers: BTreeSet<u64> = sheer.stop().iter().map(number).collect();
+    assert_eq!(workers, BTreeSet::from([0, 1, 2]), "some worker got nothing to do");
+}
+
+#[test]
+fn who_calls_a_listener_itself_is_refused() {
+    let lab = Lab::new();
+    let sheer = Sheer::on(&lab).tcp("1-65535").option("--workers", "1").start();
+    let listening = lab.middle().sh("ss -tlnH");
+    for at in listening.lines().map(|line| column(line, 3)) {
+        // The reset may be as fast as connect(2).
+        let dialled = lab.middle().dial(Dial::to(at.parse().unwrap()));
+        let answer = dialled.and_then(|mut stream| read(&mut stream, &mut [0]));
+        assert_eq!(answer.map_err(|e| e.kind()), Err(ErrorKind::ConnectionReset), "{at}");
+        let record = wait_until("its record is written", PATIENCE, || {
+            sheer.records().into_iter().find(|record| record["original"] == at)
+        });
+        assert_eq!((&record["reason"], &record["by"]), (&"loop".into(), &"proxy".into()), "{record}");
+    }
+    assert_eq!(sheer.stop().len(), 2);
+}
+
+fn column(line: &str, number: usize) -> &str {
+    line.split_ascii_whitespace().nth(number).unwrap()
 }
 
 #[test]

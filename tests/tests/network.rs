@@ -1,7 +1,8 @@
 //! Kinds of networks: asymmetric routes, both ways of attaching.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has to fail")]
 
-use sheer_tests::{Family, Lab, Namespace, Pattern, Server, Sheer, ping, wire};
+use serde_json::Value;
+use sheer_tests::{Family, Lab, Namespace, PATIENCE, Pattern, Server, Sheer, ping, wait_until, wire};
 
 /// A second link between the middle, as `other`, and a host, as `eth1`.
 fn second_link(lab: &Lab, host: &Namespace) {
@@ -73,6 +74,37 @@ fn a_connection_may_change_its_way_on_either_side_while_it_stands() {
     let old_way = received(&lab.middle().sh("ip -s link show clients0")) - received(&before);
     assert!(old_way < BYTES / 10, "{old_way} bytes still came by the old way: {before}");
     assert_eq!(sheer.stop().len(), 2);
+}
+
+#[test]
+fn a_client_that_comes_by_another_way_is_answered_by_that_one_from_then_on() {
+    let lab = Lab::new();
+    second_link(&lab, lab.client());
+    let sheer = Sheer::on(&lab)
+        .interfaces(&["clients0", "servers0", "other"])
+        .config("[[service]]\nname = \"echo\"\nport = 7\nreply = \"same-way\"\n")
+        .start();
+    for (family, other) in Family::BOTH.into_iter().zip(["10.24.0.1", "2001:db8:24::1"]) {
+        let server = Server::echo(lab.server(), family, 7);
+        let mut stream = lab.client().connect(server.address());
+        ping(&mut stream).unwrap();
+        let known = || sheer.json("flows").get(0).map(|_| ());
+        wait_until("the connection stands in flows", PATIENCE, known);
+        lab.client().configure(&format!("route replace default via {other}\n"));
+        let before = sent_by(&lab, "other");
+        Pattern::new(3).there_and_back(stream, BYTES).unwrap();
+        let sent = sent_by(&lab, "other") - before;
+        assert!(sent >= BYTES, "{family}: of {BYTES} bytes {sent} left by the new way");
+        sheer.wait_for_no_flows();
+    }
+    sheer.stop();
+}
+
+/// Bytes that the middle has sent by an interface.
+fn sent_by(lab: &Lab, interface: &str) -> u64 {
+    let shown = lab.middle().sh(&format!("ip -s -j link show {interface}"));
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    shown[0]["stats64"]["tx"]["bytes"].as_u64().unwrap()
 }
 
 #[test]

@@ -13,10 +13,10 @@ fn nobodys(family: Family) -> IpAddr {
     }
 }
 
-/// One echo request; whether it was answered within a second.
+/// One echo request, with another hop limit than its reply shall have, so that checksums differ too; whether it was answered within a second.
 fn ping(host: &Host, to: IpAddr, size: usize) -> bool {
     let mut command = host.command("ping");
-    command.args(["-n", "-c", "1", "-W", "1", "-s", &size.to_string(), &to.to_string()]);
+    command.args(["-n", "-c", "1", "-W", "1", "-t", "30", "-s", &size.to_string(), &to.to_string()]);
     command.output().expect("ping(8) is needed").status.success()
 }
 

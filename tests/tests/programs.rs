@@ -4,7 +4,8 @@
 //! that helper's failure here; that it works is what the other scenarios show.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has to fail")]
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
 
 use aya::programs::{TestRun as _, TestRunOptions};
 use sheer::{
@@ -21,6 +22,7 @@ use sheer_common::{
 use sheer_tests::{
     Frame, MARK, Namespace, PATIENCE, Tag, bring_into_force, cut, fragment, load_programs, wait_until,
 };
+use socket2::SockRef;
 
 const CLIENT: &str = "198.51.100.7:40000";
 const SERVER: &str = "203.0.113.9:80";
@@ -196,6 +198,32 @@ fn packets_of_a_known_connection_are_marked_and_counted() {
             table.remove(&flow, true);
             assert_eq!(b.ethernet(&answer), Outcome::passed(Verdict::PassNoSocket));
             assert_eq!(b.ethernet(&data), Outcome::passed(Verdict::PassNoSocket));
+        }
+    });
+}
+
+/// A socket of somebody else's may have the tuple: another proxy's, which speaks from foreign addresses as well.
+#[test]
+fn a_packet_is_taken_only_for_a_socket_of_this_proxys() {
+    bench(WhenDown::Open, |b| {
+        let listeners = bind_listeners(1, MARK, 16).unwrap();
+        b.dataplane.set_listeners(&listeners).unwrap();
+        for server in [SERVER, SERVER6].map(addr) {
+            let added =
+                Command::new("ip").args(["addr", "add", &server.ip().to_string(), "dev", "lo"]).status();
+            assert!(added.unwrap().success());
+            // An IPv6 address can be bound a moment later, and its route comes another moment later.
+            let listener = wait_until("it can be bound", PATIENCE, || TcpListener::bind(server).ok());
+            let _client = wait_until("a connection stands", PATIENCE, || TcpStream::connect(server).ok());
+            let (socket, client) = listener.accept().unwrap();
+            let [data, syn] = [Frame::data(client, server), Frame::syn(client, server)];
+            assert_eq!(b.ethernet(&data), Outcome::passed(Verdict::PassForeignSocket));
+            assert_eq!(b.ethernet(&syn).failure, Some(HelperFailure::SkAssign), "a new connection");
+            SockRef::from(&socket).set_mark(MARK + 1).unwrap();
+            assert_eq!(b.ethernet(&data), Outcome::passed(Verdict::PassForeignSocket), "another one's mark");
+            SockRef::from(&socket).set_mark(MARK).unwrap();
+            assert_eq!(b.ethernet(&data), Outcome::steered(Verdict::SteerSocket));
+            assert_eq!(b.ethernet(&syn), Outcome::steered(Verdict::SteerSocket), "the stack knows better");
         }
     });
 }

@@ -247,8 +247,9 @@ fn packets_with_ip_options_are_intercepted_like_others() {
         let answer = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "{options}: {}", String::from_utf8_lossy(&output.stderr));
         assert!(answer.starts_with(&format!("you are {}:", lab.client().v4())), "{options}: {answer:?}");
-        let with_options = capture.count(|p| p.opens && p.ip_options > 0);
-        assert!(with_options > 0, "{options}: no SYN with options was on the wire: {:?}", capture.packets());
+        wait_until("a SYN with options was on the wire", PATIENCE, || {
+            (capture.count(|p| p.opens && p.ip_options > 0) > 0).then_some(())
+        });
         assert_eq!(sheer.stop().len(), 1, "{options}");
     }
 }

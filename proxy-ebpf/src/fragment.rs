@@ -55,12 +55,18 @@ pub fn later<const DRY: bool>(frame: &Frame<'_>, segment: &Segment, now: &Now) -
 /// Its verdict has been counted before, and is not asked for here: each one more would have the verifier follow all this
 /// anew.
 #[inline(always)]
-pub fn settle(frame: &Frame<'_>, segment: &Segment, now: &Now, fate: Fate) -> Fate {
-    if segment.part == Part::First { first(frame, segment, now, fate) } else { fate }
+pub fn settle(frame: &Frame<'_>, segment: &mut Segment, now: &Now, fate: Fate) -> Fate {
+    if segment.part != Part::First {
+        return fate;
+    }
+    segment.fate = fate;
+    first(frame, segment, now)
 }
 
 #[inline(never)]
-fn first(frame: &Frame<'_>, segment: &Segment, now: &Now, fate: Fate) -> Fate {
+fn first(frame: &Frame<'_>, segment: &Segment, now: &Now) -> Fate {
+    // SAFETY: a reference. Volatile, so that the compiler does not hand over what the verifier should forget.
+    let fate = unsafe { (&raw const segment.fate).read_volatile() };
     if is_indifferent(segment, now) {
         return fate;
     }
@@ -75,7 +81,8 @@ fn first(frame: &Frame<'_>, segment: &Segment, now: &Now, fate: Fate) -> Fate {
             return unnoted(frame, segment, now, fate);
         }
     }
-    if now.side == Side::Out || release(frame, segment, &mut key, fate) {
+    // Those that have waited for one that is dropped are swept out.
+    if now.side == Side::Out || fate == Fate::Drop || release(frame, segment, &mut key) {
         return fate;
     }
     stats::verdict(Verdict::DropFragment);
@@ -226,64 +233,45 @@ fn put(key: &HeldKey, room: &Held, now: u64) -> Put {
 /// Packets cannot be made in a program. So this one is turned into each of them, a copy of it comes in by the
 /// interface anew, and at last it becomes again what it was.
 #[inline(never)]
-fn release(frame: &Frame<'_>, segment: &Segment, key: &mut HeldKey, fate: Fate) -> bool {
+fn release(frame: &Frame<'_>, segment: &Segment, key: &mut HeldKey) -> bool {
     let Some(room) = aside.get_ptr_mut(0) else {
         return true;
     };
     // SAFETY: as above.
     let room = unsafe { &mut *room };
     let at = segment.ip_offset;
-    let outlet = match fate {
-        Fate::Drop => Outlet::Shut,
-        _ if frame.take_down(at, room) => Outlet::Open,
-        _ => Outlet::Blocked,
-    };
-    let mut changed = false;
+    if !frame.take_down(at, room) {
+        stats::failure(HelperFailure::FragmentRelease);
+        return true;
+    }
     // See `put_aside` for its form.
     let mut place = 0;
     loop {
         key.place = place;
-        changed |= send_on(frame, at, key, outlet);
+        send_on(frame, at, key);
         place += 1;
         if place >= MAX_HELD_EACH {
             break;
         }
     }
-    !changed || frame.become_bytes(at, room)
+    frame.become_bytes(at, room)
 }
 
-/// What becomes of fragments that have waited.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Outlet {
-    /// They come in anew.
-    Open,
-    /// They are dropped, as the first one is.
-    Shut,
-    /// The packet at hand cannot be turned into them.
-    Blocked,
-}
-
-/// Whether the packet at hand has been turned into the fragment that has waited in a place.
+/// Turns the packet at hand into the fragment that has waited in a place, if there is one.
 #[inline(never)]
-fn send_on(frame: &Frame<'_>, at: u32, key: &HeldKey, outlet: Outlet) -> bool {
-    let Some(waiting) = held.get_ptr(key) else {
-        return false;
-    };
+fn send_on(frame: &Frame<'_>, at: u32, key: &HeldKey) {
+    let Some(waiting) = held.get_ptr(key) else { return };
     // Whoever removes it has it.
-    if held.remove(key).is_err() || outlet == Outlet::Shut {
-        return false;
+    if held.remove(key).is_err() {
+        return;
     }
     // SAFETY: memory of a removed entry is given to another one on this CPU at the earliest, where nothing of ours
     // runs before this program ends.
     let waiting = unsafe { &*waiting };
-    if waiting.until_ns <= policy::coarse_now() {
-        return false;
-    }
-    let open = outlet == Outlet::Open;
-    if !open || !frame.become_bytes(at, waiting) || !frame.come_in_anew() {
+    let fresh = waiting.until_ns > policy::coarse_now();
+    if fresh && !(frame.become_bytes(at, waiting) && frame.come_in_anew()) {
         stats::failure(HelperFailure::FragmentRelease);
     }
-    open
 }
 
 /// A first fragment where there is no room for a note: the others will be treated as strangers.

@@ -12,6 +12,7 @@ mod walk;
 use sheer_common::{
     abi::{Address, Family, Protocol},
     flow::FlowKey,
+    fragment::Fate,
     verdict::Verdict,
 };
 
@@ -49,6 +50,9 @@ pub struct Segment {
     pub part: Part,
     /// Where it belongs, if it is not the whole.
     pub fragment: Fragment,
+    /// What becomes of a first fragment, and of those behind it. Kept here for the reason for which a segment is read into a
+    /// map.
+    pub fate: Fate,
 }
 
 /// Which part of a datagram a packet carries.
@@ -193,6 +197,7 @@ impl Segment {
         flags: 0,
         part: Part::Whole,
         fragment: Fragment::NONE,
+        fate: Fate::Waiting,
     };
 
     /// Takes ports and flags from the first 14 bytes of a TCP header; nothing where its length is impossible.
